@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""As much DER as names and proxies need (ITU-T X.690)."""
+
+from __future__ import annotations
+
+INTEGER, OID, UTF8, SEQUENCE, SET = 0x02, 0x06, 0x0C, 0x30, 0x31
+
+
+def tlv(tag, *parts):
+    """Tag, length, and the parts joined."""
+    body = b"".join(parts)
+    if len(body) < 128:
+        return bytes((tag, len(body))) + body
+    length = len(body).to_bytes((len(body).bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(length))) + length + body
+
+
+def integer(value):
+    """A non-negative INTEGER."""
+    return tlv(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
+
+
+def oid(dotted):
+    """An OBJECT IDENTIFIER."""
+    first, second, *rest = map(int, dotted.split("."))
+    body = bytearray()
+    for arc in (first * 40 + second, *rest):
+        base128 = [arc & 0x7F]
+        while arc := arc >> 7:
+            base128.append(0x80 | arc & 0x7F)
+        body += bytes(reversed(base128))
+    return tlv(OID, bytes(body))
+
+
+def read(data, tag):
+    """(body, what follows) of the element at the start of data, of the short form. Raises ValueError."""
+    if len(data) < 2 or data[0] != tag or data[1] >= 128 or len(data) < 2 + data[1]:
+        raise ValueError("not the DER expected")
+    end = 2 + data[1]
+    return data[2:end], data[end:]
