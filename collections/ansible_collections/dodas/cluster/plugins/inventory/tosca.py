@@ -1,0 +1,217 @@
+# Copyright (c) the dodas developers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: tosca
+short_description: A TOSCA template as an inventory
+version_added: 0.1.0
+author:
+  - The dodas developers (@dodas)
+description:
+  - Reads a TOSCA template (Simple Profile in YAML 1.0 to 1.3) and gives its hosts, groups and variables.
+    The template itself is the inventory; there is no other file.
+  - A node template of type C(dodas.nodes.Compute) with the name C(worker) and count 2 gives the hosts
+    C(worker-1) and C(worker-2), in the group C(node_worker).
+  - Each service (C(dodas.nodes.Squid), ...) gives a group with the name of its role (C(squid)), which has the
+    hosts of the Compute that it is hosted on, and a variable for each of its properties (C(squid_port)).
+  - The group C(all) has C(dodas_deployment), C(dodas_state_dir), C(dodas_template), C(dodas_backend),
+    C(dodas_engine), and C(dodas_site_NAME) for each input C(site_NAME). Each host has C(dodas_node),
+    C(dodas_index) and, where the template asks for a size, C(dodas_cpus), C(dodas_mem_mb) and C(dodas_disk_mb).
+  - Once the deployment has hosts (C(hosts.json) in its state directory), they also get what is needed to reach
+    them by SSH, with host keys checked against the deployment's own list.
+  - The control node is not in the inventory.
+requirements:
+  - tosca-parser >= 2.11
+  - PyYAML
+notes:
+  - Enable the plugin in C(ansible.cfg), before the C(yaml) plugin. It takes only YAML files that have the key
+    C(tosca_definitions_version); other inventories go on to the other plugins.
+  - An error in a template or its inputs ends the run at once, with exit status 4. Otherwise Ansible would offer
+    the template to its C(yaml) plugin, which takes any YAML, and go on with an inventory without hosts.
+  - Nothing is downloaded. Imports that are URLs are refused; the types C(dodas.nodes.*) need no import.
+options:
+  deployment:
+    description:
+      - Name of the deployment. It must match C(^[a-z][a-z0-9-]{0,30}$).
+      - The default is the template's file name without its extension.
+    type: str
+    env:
+      - name: DODAS_DEPLOYMENT
+    vars:
+      - name: dodas_deployment
+  inputs:
+    description:
+      - Values of the template's inputs, as a mapping or as the name of a JSON or YAML file with one. Strings
+        are converted to the type that the input declares.
+      - The default is what the deployment recorded (C(inputs.json) in its state directory), if it did.
+    type: raw
+    env:
+      - name: DODAS_INPUTS
+    vars:
+      - name: dodas_inputs
+  backend:
+    description:
+      - Where hosts come from; becomes C(dodas_backend).
+      - The default is what the deployment recorded (C(deployment.json)), or else V(local).
+    type: str
+    env:
+      - name: DODAS_BACKEND
+    vars:
+      - name: dodas_backend
+  engine:
+    description:
+      - What keeps the service containers running; becomes C(dodas_engine).
+      - The default is what the deployment recorded (C(deployment.json)), or else V(podman).
+    type: str
+    env:
+      - name: DODAS_ENGINE
+    vars:
+      - name: dodas_engine
+"""
+
+EXAMPLES = r"""
+# ansible.cfg
+#   [inventory]
+#   enable_plugins = dodas.cluster.tosca, host_list, script, auto, yaml, ini, toml
+#
+# ansible-inventory -i site.yaml --graph
+# ansible-playbook -i site.yaml playbooks/up.yml -e '{"dodas_inputs": {"workers": 5}}'
+
+# site.yaml
+tosca_definitions_version: tosca_simple_yaml_1_0
+description: A pool with a squid
+topology_template:
+  inputs:
+    workers:
+      type: integer
+      default: 2
+  node_templates:
+    front:
+      type: dodas.nodes.Compute
+    worker:
+      type: dodas.nodes.Compute
+      capabilities:
+        scalable:
+          properties:
+            count: { get_input: workers }
+    squid:
+      type: dodas.nodes.Squid
+      properties:
+        cache_mb: 4096
+      requirements:
+        - host: front
+    startd:
+      type: dodas.nodes.Worker
+      requirements:
+        - host: worker
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+from ansible.errors import AnsibleParserError
+from ansible.plugins.inventory import BaseInventoryPlugin
+from ansible_collections.dodas.cluster.plugins.module_utils import deployment
+
+_IS_TOSCA = re.compile(rb"""^["']?tosca_definitions_version["']?\s*:""", re.MULTILINE)
+_PARSER_ERROR = 4  # what ansible-playbook returns for one
+_HEAD = 65536  # bytes looked at to tell a template from another inventory
+
+
+class InventoryModule(BaseInventoryPlugin):
+    NAME = "dodas.cluster.tosca"
+
+    def verify_file(self, path):
+        if not super().verify_file(path) or not path.endswith((".yaml", ".yml")):
+            return False
+        with open(path, "rb") as stream:
+            return _IS_TOSCA.search(stream.read(_HEAD)) is not None
+
+    def parse(self, inventory, loader, path, cache=True):
+        super().parse(inventory, loader, path, cache)
+        self.set_options(var_options=self._vars)
+        try:
+            self._parse(path)
+        except AnsibleParserError as exc:
+            # an exception that Ansible catches makes it try its yaml plugin, which takes any YAML
+            self.display.error(str(exc), wrap_text=False)
+            raise SystemExit(_PARSER_ERROR) from None
+
+    def _parse(self, path):
+        try:
+            # only when there is a template to read: tosca-parser takes a while to import
+            from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs, template
+            from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
+        except ImportError as exc:
+            raise AnsibleParserError(f"{path}: a TOSCA template needs tosca-parser: {exc}") from exc
+        name = self.get_option("deployment") or Path(path).stem
+        if not deployment.valid_name(name):
+            hint = "set DODAS_DEPLOYMENT or dodas_deployment"
+            raise AnsibleParserError(f'{path}: deployment name "{name}" must match {deployment.NAME}; {hint}')
+        state = deployment.deployment_dir(name)
+        given = self.get_option("inputs")
+        try:
+            if given is None or given == "":
+                given = deployment.read_json(state / "inputs.json", {})
+            elif isinstance(given, str):
+                given = inputs.read(given)
+            if not isinstance(given, dict):
+                raise ValueError("inputs: expected a mapping or the name of a file with one")
+            self._populate(template.load(path, given), name, state, path)
+        except (TemplateError, ValueError, OSError) as exc:
+            raise AnsibleParserError(str(exc)) from exc
+
+    def _populate(self, template, name, state, path):
+        record = deployment.read_json(state / "deployment.json", {})
+        addresses = deployment.read_json(state / "hosts.json")
+        common = {
+            "dodas_deployment": name,
+            "dodas_state_dir": str(state),
+            "dodas_template": str(Path(path).absolute()),
+            "dodas_backend": self.get_option("backend") or record.get("backend") or "local",
+            "dodas_engine": self.get_option("engine") or record.get("engine") or "podman",
+            **{f"dodas_{key}": value for key, value in template.values.items() if key.startswith("site_")},
+        }
+        if addresses is not None:
+            common.update(_connection(state))
+        self._set("all", common)
+        for role in template.groups:
+            self.inventory.add_group(role)
+            self._set(role, template.group_vars[role])
+        for host in template.hosts:
+            groups = [f"node_{host.node.replace('-', '_')}", *host.roles]
+            self.inventory.add_host(host.name)
+            for group in groups:
+                self.inventory.add_group(group)
+                self.inventory.add_host(host.name, group=group)
+            known = (addresses or {}).get(host.name) or {}
+            variables = {
+                "dodas_node": host.node,
+                "dodas_index": host.index,
+                "dodas_cpus": host.cpus,
+                "dodas_mem_mb": host.mem_mb,
+                "dodas_disk_mb": host.disk_mb,
+                "ansible_host": known.get("address"),
+                "ansible_port": known.get("port"),
+                "ansible_user": known.get("user"),
+            }
+            self._set(host.name, {key: value for key, value in variables.items() if value is not None})
+
+    def _set(self, entity, variables):
+        for key, value in variables.items():
+            self.inventory.set_variable(entity, key, value)
+
+
+def _connection(state):
+    """How to reach hosts by SSH, with their keys checked against the deployment's list, never the user's."""
+    known_hosts = str(state / "ssh" / "known_hosts").replace("%", "%%")  # ssh expands % itself
+    return {
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": str(state / "ssh" / "id_ed25519"),
+        "ansible_ssh_common_args": shlex.join(
+            ["-o", f'UserKnownHostsFile="{known_hosts}"', "-o", "StrictHostKeyChecking=yes"]
+        ),
+    }
