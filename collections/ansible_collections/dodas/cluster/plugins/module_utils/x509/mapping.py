@@ -74,7 +74,7 @@ class Rule:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ValueError(f"{label}: kind {kind!r} is none of {', '.join(KINDS)}")
-        if type(self.lifetime) is not int or not 60 <= self.lifetime:
+        if type(self.lifetime) is not int or self.lifetime < 60:
             raise ValueError(f"{label}: lifetime must be whole seconds, at least 60")
         if type(self.clip_to_token) is not bool:
             raise ValueError(f"{label}: clip_to_token must be true or false")
@@ -83,7 +83,10 @@ class Rule:
         for host in self.dns_names:
             if not HOST_NAME.fullmatch(host):
                 raise ValueError(f"{label}: {host!r} is no host name in lower case")
-        *_, (last, cn) = pairs = names.split(self.dn)
+        try:
+            *_, (last, cn) = pairs = names.split(self.dn)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from error
         if last != "CN" or "{hash}" not in cn or "{" in "".join(value for _, value in pairs[:-1]):
             raise ValueError(f"{label}: dn must end with a CN that holds {{hash}}, and placeholders go nowhere else")
         if set(PLACEHOLDER.findall(cn)) - {"hash", "sub", "client"}:

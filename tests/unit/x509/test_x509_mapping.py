@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+import random
+
+import pytest
+
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import mapping, names, tokens
+
+ISSUER = "https://identity.example:8443"
+WORKERS = {
+    "name": "workers",
+    "issuer": ISSUER,
+    "clients": ["worker"],
+    "dn": "/DC=dodas/O=tier3/OU=workers/CN=worker-{hash}",
+    "kinds": ["proxy"],
+    "lifetime": 43200,
+}
+PEOPLE = {
+    "name": "people",
+    "issuer": ISSUER,
+    "groups": ["/cms"],
+    "scopes": ["tts:x509", "openid"],
+    "dn": "/DC=dodas/O=tier3/OU=people/CN={sub} {hash}",
+    "kinds": ["eec", "proxy"],
+    "lifetime": 3600,
+}
+HOSTILE = ["a/CN=b", "a,b", "a=b", "a\0b", "a\nb", "😀", "x" * 1000, "а", "a", "A", "a ", " a", "", "..", "{hash}", "{sub}",
+           "\ud800", "a+b", "a\\b", "/CN=x/CN=y", "%s", "a_b"]  # fmt: skip
+
+
+def token(**changes):
+    values = {
+        "issuer": ISSUER,
+        "subject": "s",
+        "client": "c",
+        "scopes": ("openid",),
+        "groups": (),
+        "issued": 0,
+        "expires": 1,
+    }
+    return tokens.Token(**{**values, **changes})
+
+
+def test_default_is_deny_and_every_rule_says_why():
+    rules = mapping.parse_rules([WORKERS, PEOPLE])
+    decision = mapping.decide(rules, token(), "proxy")
+    assert decision.rule is None
+    assert decision.why == {"workers": "client", "people": "group"}
+    assert mapping.decide(rules, token(issuer=ISSUER + "/"), "proxy").why == {"workers": "issuer", "people": "issuer"}
+    assert mapping.decide(rules, token(client="worker"), "eec").why == {"workers": "kind", "people": "group"}
+    assert mapping.decide(rules, token(groups=("/cms",)), "eec").why["people"] == "scope"
+    assert mapping.decide([], token(), "eec").rule is None
+
+
+def test_first_match_decides():
+    twice = [WORKERS, {**WORKERS, "name": "later", "lifetime": 60}]
+    decision = mapping.decide(mapping.parse_rules(twice), token(client="worker"), "proxy")
+    assert (decision.rule.name, decision.why) == ("workers", {"workers": None})
+    assert decision.dn.startswith("/DC=dodas/O=tier3/OU=workers/CN=worker-")
+
+
+def test_groups_are_exact():
+    rules = mapping.parse_rules([PEOPLE])
+    scopes = ("tts:x509", "openid", "more")
+    for groups, good in ((("/cms/uscms",), False), (("/cmsx",), False), (("/CMS",), False), (("/atlas", "/cms"), True)):
+        assert bool(mapping.decide(rules, token(groups=groups, scopes=scopes), "eec").rule) is good
+
+
+def test_names_are_injective_and_clean():
+    [rule] = mapping.parse_rules([PEOPLE])
+    generator = random.Random(1)
+    subjects = {*HOSTILE, *("".join(generator.choices("a/=, é\0", k=6)) for _ in range(300))}
+    seen = {}
+    for issuer in (ISSUER, ISSUER + "\0x", ISSUER + "/"):
+        for subject in subjects:
+            dn = rule.distinguished_name(issuer, subject)
+            if subject:
+                parsed = names.parse(dn)
+                assert names.slash(parsed) == dn
+                assert dn.count("/CN=") == 1
+                assert len(dn.rpartition("/CN=")[2]) <= 64
+            assert seen.setdefault(dn, (issuer, subject)) == (issuer, subject)
+
+
+def test_hash_is_what_the_documentation_says():
+    import hashlib
+
+    expected = hashlib.sha256(b"https://i\0sub").hexdigest()[:20]
+    assert mapping.identity_hash("https://i", "sub") == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dn": "/DC=dodas/CN=worker"}, "holds {hash}"),
+        ({"dn": "/DC=dodas/CN=x/O={hash}"}, "end with a CN"),
+        ({"dn": "/DC={sub}/CN={hash}"}, "nowhere else"),
+        ({"dn": "/DC=dodas/CN={hash}{secret}"}, "placeholders"),
+        ({"dn": "/DC=dodas/CN=" + "x" * 50 + "{hash}"}, "1 to 64"),
+        ({"dn": "dodas"}, "slash"),
+        ({"kinds": ["ca"]}, "kind 'ca'"),
+        ({"kinds": []}, "kinds must be set"),
+        ({"kinds": ["host"]}, "dns_names"),
+        ({"kinds": ["host"], "dns_names": ["*.example"]}, "host name"),
+        ({"lifetime": "1h"}, "lifetime"),
+        ({"lifetime": True}, "lifetime"),
+        ({"issuer": ""}, "issuer must be set"),
+        ({"group": ["/cms"]}, "unknown key group"),
+        ({"groups": "/cms"}, "list of strings"),
+        ({"clip_to_token": "yes"}, "clip_to_token"),
+    ],
+)
+def test_bad_rules_name_the_rule_and_the_key(change, message):
+    with pytest.raises(ValueError, match="workers") as caught:
+        mapping.parse_rules([{**WORKERS, **change}])
+    assert message in str(caught.value)
+    with pytest.raises(ValueError, match="same name"):
+        mapping.parse_rules([WORKERS, WORKERS])
