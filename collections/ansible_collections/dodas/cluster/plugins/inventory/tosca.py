@@ -14,13 +14,13 @@ description:
     The template itself is the inventory; there is no other file.
   - A node template of type C(dodas.nodes.Compute) with the name C(worker) and count 2 gives the hosts
     C(worker-1) and C(worker-2), in the group C(node_worker).
-  - Each service (C(dodas.nodes.Squid), ...) gives a group with the name of its role (C(squid)), which has the
-    hosts of the Compute that it is hosted on, and a variable for each of its properties (C(squid_port)).
+  - Each service (C(dodas.nodes.Squid), ...) gives a group with the name of its role (C(squid)), which has
+    the hosts of the Compute it is hosted on, and a variable for each of its properties (C(squid_port)).
   - The group C(all) has C(dodas_deployment), C(dodas_state_dir), C(dodas_template), C(dodas_backend),
     C(dodas_engine), and C(dodas_site_NAME) for each input C(site_NAME). Each host has C(dodas_node),
-    C(dodas_index) and, where the template asks for a size, C(dodas_cpus), C(dodas_mem_mb) and C(dodas_disk_mb).
-  - Once the deployment has hosts (C(hosts.json) in its state directory), they also get what is needed to reach
-    them by SSH, with host keys checked against the deployment's own list.
+    C(dodas_index) and, where the template asks for a size, C(dodas_cpus), C(dodas_mem_mb), C(dodas_disk_mb).
+  - Once the deployment has hosts (C(hosts.json) in its state directory), they also get what is needed to
+    reach them by SSH, with host keys checked against the deployment's own list.
   - The control node is not in the inventory.
 requirements:
   - tosca-parser >= 2.11
@@ -28,8 +28,8 @@ requirements:
 notes:
   - Enable the plugin in C(ansible.cfg), before the C(yaml) plugin. It takes only YAML files that have the key
     C(tosca_definitions_version); other inventories go on to the other plugins.
-  - An error in a template or its inputs ends the run at once, with exit status 4. Otherwise Ansible would offer
-    the template to its C(yaml) plugin, which takes any YAML, and go on with an inventory without hosts.
+  - An error in a template or its inputs ends the run at once, with exit status 4. Otherwise Ansible would
+    offer the template to its C(yaml) plugin, which takes any YAML, and go on with an inventory without hosts.
   - Nothing is downloaded. Imports that are URLs are refused; the types C(dodas.nodes.*) need no import.
 options:
   deployment:
@@ -112,11 +112,14 @@ import re
 import shlex
 from pathlib import Path
 
-from ansible.errors import AnsibleParserError
+from ansible.errors import AnsibleError
 from ansible.plugins.inventory import BaseInventoryPlugin
+from ansible.template import trust_as_template
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
 
 _IS_TOSCA = re.compile(rb"""^["']?tosca_definitions_version["']?\s*:""", re.MULTILINE)
+_PLAIN = re.compile(r"""[\w ./:@,='"%+-]*""")  # text that cannot be a Jinja template
 _PARSER_ERROR = 4  # what ansible-playbook returns for one
 _HEAD = 65536  # bytes looked at to tell a template from another inventory
 
@@ -132,37 +135,35 @@ class InventoryModule(BaseInventoryPlugin):
 
     def parse(self, inventory, loader, path, cache=True):
         super().parse(inventory, loader, path, cache)
-        self.set_options(var_options=self._vars)
         try:
+            self.set_options(var_options=self._vars)
             self._parse(path)
-        except AnsibleParserError as exc:
-            # an exception that Ansible catches makes it try its yaml plugin, which takes any YAML
-            self.display.error(str(exc), wrap_text=False)
+        except Exception as exc:
+            # Ansible would catch it and try its yaml plugin, which takes any YAML
+            expected = isinstance(exc, (TemplateError, ValueError, OSError, AnsibleError))
+            text = str(exc) if expected else f"{path}: {type(exc).__name__}: {exc}"
+            self.display.error(text, wrap_text=False)
             raise SystemExit(_PARSER_ERROR) from None
 
     def _parse(self, path):
         try:
             # only when there is a template to read: tosca-parser takes a while to import
             from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs, template
-            from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
         except ImportError as exc:
-            raise AnsibleParserError(f"{path}: a TOSCA template needs tosca-parser: {exc}") from exc
+            raise TemplateError(f"a TOSCA template needs tosca-parser: {exc}", path) from exc
         name = self.get_option("deployment") or Path(path).stem
         if not deployment.valid_name(name):
             hint = "set DODAS_DEPLOYMENT or dodas_deployment"
-            raise AnsibleParserError(f'{path}: deployment name "{name}" must match {deployment.NAME}; {hint}')
+            raise TemplateError(f'deployment name "{name}" must match {deployment.NAME}; {hint}', path)
         state = deployment.deployment_dir(name)
         given = self.get_option("inputs")
-        try:
-            if given is None or given == "":
-                given = deployment.read_json(state / "inputs.json", {})
-            elif isinstance(given, str):
-                given = inputs.read(given)
-            if not isinstance(given, dict):
-                raise ValueError("inputs: expected a mapping or the name of a file with one")
-            self._populate(template.load(path, given), name, state, path)
-        except (TemplateError, ValueError, OSError) as exc:
-            raise AnsibleParserError(str(exc)) from exc
+        if given is None or given == "":
+            given = deployment.read_json(state / "inputs.json", {})
+        elif isinstance(given, str):
+            given = inputs.read(given)
+        if not isinstance(given, dict):
+            raise TemplateError("inputs: expected a mapping or the name of a file with one", path)
+        self._populate(template.load(path, given), name, state, path)
 
     def _populate(self, template, name, state, path):
         record = deployment.read_json(state / "deployment.json", {})
@@ -202,6 +203,8 @@ class InventoryModule(BaseInventoryPlugin):
 
     def _set(self, entity, variables):
         for key, value in variables.items():
+            if isinstance(value, str) and _PLAIN.fullmatch(value):
+                value = trust_as_template(value)  # says nothing else than that --list shows it as it is
             self.inventory.set_variable(entity, key, value)
 
 

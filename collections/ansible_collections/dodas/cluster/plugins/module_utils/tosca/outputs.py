@@ -55,17 +55,13 @@ class Scope:
             )
         node = self._node(arguments[0], path)
         name = arguments[1]
-        host_node = self._topology.host_of[node] or node
-        if name not in _ADDRESSES:
-            raise self.error(
-                f'get_attribute: "{node}" has no attribute "{name}"{suggest(name, _ADDRESSES)}', path
-            )
-        scale = self._topology.scalable[host_node]
-        found = [
-            record.get(name, record.get("address"))
-            for index in range(1, scale["count"] + 1)
-            for record in [self._addresses.get(f"{host_node}-{index}", {})]
-        ]
+        host = self._topology.host_of[node]
+        if host or name not in _ADDRESSES:
+            hint = f'; its host is "{host}"' if host else suggest(name, _ADDRESSES)
+            raise self.error(f'get_attribute: "{node}" has no attribute "{name}"{hint}', path)
+        scale = self._topology.scalable[node]
+        records = [self._addresses.get(f"{node}-{index}", {}) for index in range(1, scale["count"] + 1)]
+        found = [record.get(name, record.get("address")) for record in records]
         if len(arguments) > 2:
             return self._select(found, arguments[2:], path)
         if scale["count"] == 1 and scale["input"] is None:

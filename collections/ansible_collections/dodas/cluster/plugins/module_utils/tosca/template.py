@@ -213,12 +213,10 @@ class _Topology:
         data = self.source.data
         nodes = {}
         for name, raw in self.raw.items():
-            nodes[name] = {**raw, **{key: part for key, part in self.nodes[name].items() if part}}
-            if "capabilities" in nodes[name]:
-                nodes[name]["capabilities"] = {
-                    cap: {**raw["capabilities"][cap], "properties": self.nodes[name]["capabilities"][cap]}
-                    for cap in raw["capabilities"]
-                }
+            capabilities = {
+                key: {"properties": part} for key, part in self.nodes[name]["capabilities"].items()
+            }
+            nodes[name] = {**raw, "properties": self.nodes[name]["properties"], "capabilities": capabilities}
         complaints = self.definitions.validate(
             {**data, "topology_template": {**data["topology_template"], "node_templates": nodes}}, self.inputs
         )
@@ -228,7 +226,7 @@ class _Topology:
             raise self.source.error(f"not valid TOSCA: {complaints[0]}", (*NODES, node) if node else ())
 
     def value(self, node, capability, name, raw, schema):
-        """A property's value, functions resolved and type and constraints checked; None if an input has none."""
+        """A property's resolved value, with type and constraints checked; None if an input has none."""
         path = (*NODES, node, *(("capabilities", capability) if capability else ()), "properties", name)
         resolved = functions.evaluate(raw, self.scope, path)
         if resolved is None:
