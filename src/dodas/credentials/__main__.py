@@ -14,7 +14,7 @@ from dodas.credentials import service as services
 
 def main(arguments: list[str] | None = None) -> int:
     """Run until told to stop; 1 where the configuration or the state cannot be used."""
-    parser = argparse.ArgumentParser(prog="python3 -m dodas.credentials", description="X.509 credentials for tokens")
+    parser = argparse.ArgumentParser(prog="python3 -m dodas.credentials", description="X.509 for tokens")
     parser.add_argument("--config", default="/etc/dodas/credentials/config.yaml", help="default: %(default)s")
     parser.add_argument("--check", action="store_true", help="check the configuration, start nothing")
     options = parser.parse_args(arguments)

@@ -26,7 +26,7 @@ class Audit:
         os.write(self._descriptor, (json.dumps(line) + "\n").encode())
 
     def write_unverified(self, reason: str, **what) -> None:
-        """A refusal of somebody unknown: one line a second and reason, so that strangers cannot fill the disk."""
+        """A refusal of a stranger: one line a second and reason, so that strangers cannot fill the disk."""
         with self._lock:
             if time.monotonic() - self._last.get(reason, float("-inf")) < 1:
                 self._left_out[reason] = self._left_out.get(reason, 0) + 1

@@ -33,7 +33,7 @@ class Listen(Section):
 
 
 class AuthoritySection(Section):
-    """The online CA. subject: DN in slash form, by default ``/DC=dodas/O=<deployment>/CN=dodas online CA``."""
+    """The online CA. subject: DN in slash form; default ``/DC=dodas/O=<deployment>/CN=dodas online CA``."""
 
     lifetime_days: Annotated[int, Field(ge=1, le=7300)] = 365
     subject: str | None = None

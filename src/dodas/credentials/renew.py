@@ -104,16 +104,14 @@ class Config:
 
 
 def renew(config: Config) -> None:
-    """Get one credential and write it. Raises ClientError, OSError; what was there before stays until then."""
+    """Get one credential and write it over the one before. Raises ClientError, OSError."""
     web = {"cafile": config.cafile, "timeout": REQUEST_SECONDS}
     token_url = config.token_url or client.token_endpoint(config.issuer, **web)
     audience = config.audience or config.credentials_url
     token = client.fetch_token(
         token_url, config.client_id, config.client_secret_file, audience, config.scope, **web
     )
-    credential = client.request_credential(
-        config.credentials_url, token, config.kind, config.lifetime, **web
-    )
+    credential = client.request_credential(config.credentials_url, token, config.kind, config.lifetime, **web)
     if config.ca_output or config.ca_directory:
         online = client.fetch_authority(config.credentials_url, **web)
         if config.ca_output:
@@ -194,19 +192,21 @@ def check(config: Config, least: float) -> int:
         print(f"{config.output}: no credential")
         return 1
     enough = held.remaining >= least
-    print(f"{config.output}: {held.subject}: {held.remaining:.0f} s left{'' if enough else f', less than {least:.0f}'}")
+    lacking = "" if enough else f", less than {least:.0f}"
+    print(f"{config.output}: {held.subject}: {held.remaining:.0f} s left{lacking}")
     return 0 if enough else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python3 -m dodas.credentials.renew", description=__doc__.splitlines()[0])
+    summary = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python3 -m dodas.credentials.renew", description=summary)
     parser.add_argument("--config", required=True, help="YAML or JSON file")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--once", action="store_true", help="return as soon as there is a credential")
     what.add_argument("--check", action="store_true", help="only say whether the credential lasts")
-    parser.add_argument("--deadline", type=float, default=300, help="seconds for --once (default: %(default)s)")
-    parser.add_argument("--min-seconds", type=float, default=600, help="for --check (default: %(default)s)")
+    parser.add_argument("--deadline", type=float, default=300, help="seconds for --once (%(default)s)")
+    parser.add_argument("--min-seconds", type=float, default=600, help="for --check (%(default)s)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -23,7 +23,7 @@ class Robots:
         os.makedirs(directory, mode=0o700, exist_ok=True)
 
     def get(self, dn: str, lifetime: int) -> tuple:
-        """(certificate, key) for a DN that can sign proxies of the lifetime (seconds); renewed at half its life."""
+        """(certificate, key) for a DN, to sign proxies of the lifetime (seconds)."""
         with self._locks.setdefault(dn, threading.Lock()):
             held = self._held.get(dn) or self._load(dn)
             if held is None or not self._lasts(held[0], lifetime):

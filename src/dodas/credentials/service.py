@@ -57,8 +57,10 @@ class Refusal(Exception):
         """The JSON answer, with the challenge where RFC 6750 wants one."""
         headers = {}
         if self.status == 401 or self.error == "insufficient_scope":
-            code = "" if self.reason == "no_token" else f', error="{self.error}", error_description="{self.reason}"'
-            headers["WWW-Authenticate"] = f'Bearer realm="dodas"{code}'
+            challenge = 'Bearer realm="dodas"'
+            if self.reason != "no_token":
+                challenge += f', error="{self.error}", error_description="{self.reason}"'
+            headers["WWW-Authenticate"] = challenge
         if self.status == 503:
             headers["Retry-After"] = str(tokens.KEYS_COOLDOWN)
         body = {"error": self.error, "reason": self.reason, "message": str(self), **self.more}
@@ -97,15 +99,14 @@ class Service:
                 raise Refusal(401, "invalid_token", "no_token", "an access token is needed")
             scheme, _, text = headers[0].partition(" ")
             if len(headers) > 1 or scheme.lower() != "bearer":
-                raise Refusal(401, "invalid_token", "scheme", "one Authorization header of the scheme Bearer is needed")
+                raise Refusal(401, "invalid_token", "scheme", "one Authorization: Bearer is needed")
             try:
                 return self.verifier.verify(text.strip())
             except tokens.KeysUnavailable as error:
                 raise Refusal(503, "temporarily_unavailable", error.reason, str(error)) from None
             except tokens.TokenError as error:
-                status, code = (
-                    (403, "insufficient_scope") if error.reason == "insufficient_scope" else (401, "invalid_token")
-                )
+                lacks_scope = error.reason == "insufficient_scope"
+                status, code = (403, error.reason) if lacks_scope else (401, "invalid_token")
                 raise Refusal(status, code, error.reason, str(error)) from None
         except Refusal as refusal:
             self.audit.write_unverified(refusal.reason, client=client)
@@ -163,7 +164,7 @@ class Service:
         return self.authority.issue_eec(key, dn, lifetime, not_after), []
 
     def health(self) -> tuple[bool, dict]:
-        """(whether what is served lasts, the figures). It needs a CA that outlives the longest certificate."""
+        """(whether what is served lasts, the figures): the CA must outlive the longest certificate."""
         ca, crl = self.authority.remaining(), self.authority.crl_remaining()
         problems = []
         if ca < max(rule.lifetime for rule in self.rules):
@@ -242,13 +243,13 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _order(content_type: str, query, body: bytes) -> Order:
+def _order(media_type: str, query, body: bytes) -> Order:
     """What the body asks for. Raises Refusal."""
 
     def refuse(message: str) -> Refusal:
         return Refusal(400, "invalid_request", "bad_request", message)
 
-    media_type = content_type.partition(";")[0].strip().lower()
+    media_type = media_type.partition(";")[0].strip().lower()
     if media_type == "application/pkcs10":
         fields = {"csr": body.decode("latin-1"), "kind": query.get("kind", "proxy")}
         if "lifetime" in query:
@@ -284,7 +285,8 @@ def application(service: Service) -> Starlette:
             # First the token, so that strangers cannot make us read bodies.
             headers = request.headers.getlist("authorization")
             token = await run_in_threadpool(service.authenticate, headers, client)
-            order = _order(request.headers.get("content-type", ""), request.query_params, await _body(request))
+            media_type = request.headers.get("content-type", "")
+            order = _order(media_type, request.query_params, await _body(request))
             kind = order.kind
             answer = await run_in_threadpool(service.issue, token, order, client)
             outcome = "issued"

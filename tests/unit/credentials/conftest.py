@@ -59,7 +59,9 @@ class StandIn:
             "scope": "x509",
         }
         claims = {name: value for name, value in {**claims, **changes}.items() if value is not None}
-        return jws.serialize_compact({"alg": "RS256", "kid": self._kid}, json.dumps(claims), self._key, ["RS256"])
+        return jws.serialize_compact(
+            {"alg": "RS256", "kid": self._kid}, json.dumps(claims), self._key, ["RS256"]
+        )
 
     def answer(self, path, headers, form):
         """(status, object) for one request."""
@@ -76,9 +78,10 @@ class StandIn:
             return 302, {}
         if path == "/token":
             expected = base64.b64encode(f"worker:{urllib.parse.quote(SECRET, safe='')}".encode()).decode()
-            if headers.get("Authorization") != f"Basic {expected}" or form.get("grant_type") != "client_credentials":
-                return 401, {"error": "invalid_client", "error_description": f"not {headers.get('Authorization')}"}
-            return 200, {"access_token": self.token(aud=form["audience"]), "token_type": "Bearer", "expires_in": 600}
+            said = headers.get("Authorization")
+            if said != f"Basic {expected}" or form.get("grant_type") != "client_credentials":
+                return 401, {"error": "invalid_client", "error_description": f"not {said}"}
+            return 200, {"access_token": self.token(aud=form["audience"]), "token_type": "Bearer"}
         return 404, {}
 
     def start(self):
@@ -106,9 +109,10 @@ class StandIn:
         class Server(http.server.ThreadingHTTPServer):
             def get_request(self):
                 connection, address = super().get_request()
-                return provider._context.wrap_socket(
+                wrapped = provider._context.wrap_socket(
                     connection, server_side=True, do_handshake_on_connect=False
-                ), address
+                )
+                return wrapped, address
 
             def handle_error(self, *_args):
                 pass
@@ -196,7 +200,11 @@ def configured(pki, provider, tmp_path):
         },
         "state_dir": str(tmp_path / "state"),
         "issuers": [
-            {"issuer": provider.issuer, "audience": "https://credentials", "cafile": str(pki / "ca" / "ca.pem")}
+            {
+                "issuer": provider.issuer,
+                "audience": "https://credentials",
+                "cafile": str(pki / "ca" / "ca.pem"),
+            }
         ],
         "rules": [
             {

@@ -9,10 +9,11 @@ import time
 import types
 
 import pytest
-SECRET = "s3cret+of/the:worker"
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import client, files, proxies, web
 from dodas.credentials import renew
+
+SECRET = "s3cret+of/the:worker"  # what the stand-in provider knows
 
 
 @pytest.fixture
@@ -127,12 +128,15 @@ def test_symlink_at_the_output(save, start, tmp_path):
     assert (tmp_path / "precious").read_text() == "x"
 
 
-def test_keeps_renewing_through_an_outage(settings, save, start, configured, provider, monkeypatch, no_cooldown):
+def test_keeps_renewing_through_an_outage(
+    settings, save, start, configured, provider, monkeypatch, no_cooldown
+):
     """Provider and service go away and come back, the provider with new keys; the proxy never lapses."""
     configured["rules"][0]["lifetime"] = 60
     running = start()
     config = renew.Config.load(save(lifetime=12))
     seen, lapses, moments = set(), 0, []
+
     def sleep(seconds):
         """The steps of the test happen in the pauses of the loop."""
         nonlocal lapses, running
@@ -172,7 +176,9 @@ def test_sigterm_is_prompt(save, start, hanging, tmp_path):
             start()
             path = save()
         process = subprocess.Popen(
-            [sys.executable, "-m", "dodas.credentials.renew", "--config", path], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "dodas.credentials.renew", "--config", path],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         try:
             if hanging:
@@ -205,7 +211,9 @@ def ca_credential(tmp_path, request_key):
     from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority
 
     ca = authority.Authority.open(tmp_path / "other", "/DC=dodas/O=x/CN=ca")
-    return files.credential_pem(ca.issue_eec(request_key.public_key(), "/DC=dodas/O=x/CN=y", 600), request_key)
+    return files.credential_pem(
+        ca.issue_eec(request_key.public_key(), "/DC=dodas/O=x/CN=y", 600), request_key
+    )
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,10 @@ def test_tokens_that_do_not_do(running, provider, request_pem, changes, status, 
     said, headers, answer = running.post(token, request_pem)
     assert (said, answer["reason"]) == (status, reason)
     if status == 401:
-        assert headers["WWW-Authenticate"] == f'Bearer realm="dodas", error="invalid_token", error_description="{reason}"'
+        assert (
+            headers["WWW-Authenticate"]
+            == f'Bearer realm="dodas", error="invalid_token", error_description="{reason}"'
+        )
     else:
         assert answer["rules"] == {"workers": "client", "people": "group", "hosts": "kind"}
     assert audit(running)[-1]["reason"] == reason
@@ -128,10 +131,19 @@ def test_bad_orders(running, provider, request_pem):
     token = {"Authorization": f"Bearer {provider.token()}"}
     text = request_pem.decode()
     as_json = {**token, "Content-Type": "application/json"}
-    for body in (b"", b"[]", b"{", b'{"csr": 1}', json.dumps({"csr": text, "kind": "ca"}).encode(),
-                 json.dumps({"csr": text, "lifetime": "1"}).encode(), json.dumps({"csr": text, "lifetime": -1}).encode(),
-                 json.dumps({"csr": text, "subject": "/CN=root"}).encode(), json.dumps({"csr": text, "kind": []}).encode(),
-                 json.dumps({"csr": text * 2}).encode(), json.dumps({"csr": "é€"}).encode()):  # fmt: skip
+    for body in (
+        b"",
+        b"[]",
+        b"{",
+        b'{"csr": 1}',
+        json.dumps({"csr": text, "kind": "ca"}).encode(),
+        json.dumps({"csr": text, "lifetime": "1"}).encode(),
+        json.dumps({"csr": text, "lifetime": -1}).encode(),
+        json.dumps({"csr": text, "subject": "/CN=root"}).encode(),
+        json.dumps({"csr": text, "kind": []}).encode(),
+        json.dumps({"csr": text * 2}).encode(),
+        json.dumps({"csr": "é€"}).encode(),
+    ):
         assert running.call("/v1/credentials", body, as_json)[0] == 400, body
     assert running.call("/v1/credentials", b"x" * 40000, as_json)[0] == 413
     assert running.call("/v1/credentials", b"x", {**token, "Content-Type": "text/plain"})[0] == 415
@@ -143,14 +155,17 @@ def test_bad_orders(running, provider, request_pem):
 def raw(running, data):
     """Send bytes, and say how long until the service hangs up."""
     context = ssl.create_default_context(cafile=running.cafile)
-    with socket.create_connection(("localhost", running.service.config.listen.port), timeout=20) as plain:
-        with context.wrap_socket(plain, server_hostname="localhost") as connection:
-            started = time.monotonic()
-            connection.sendall(data)
-            received = b""
-            while chunk := connection.recv(4096):
-                received += chunk
-            return received, time.monotonic() - started
+    address = ("localhost", running.service.config.listen.port)
+    with (
+        socket.create_connection(address, timeout=20) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        started = time.monotonic()
+        connection.sendall(data)
+        received = b""
+        while chunk := connection.recv(4096):
+            received += chunk
+        return received, time.monotonic() - started
 
 
 def test_slow_clients_are_hung_up_on(monkeypatch, start, provider):
@@ -246,7 +261,9 @@ def test_authority_documents(running, tmp_path, provider, request_pem, openssl_a
     shown = json.loads(running.call("/v1/authority")[2])
     assert shown["ca"].encode() == running.call("/v1/authority/ca.pem")[2]
     folder = tmp_path / "certificates"
-    authority.install(folder, shown["ca"].encode(), shown["crl"].encode(), shown["signing_policy"], shown["hashes"])
+    authority.install(
+        folder, shown["ca"].encode(), shown["crl"].encode(), shown["signing_policy"], shown["hashes"]
+    )
     answer = running.post(provider.token(), request_pem)[2]
     assert openssl_accepts(answer["certificate"] + answer["chain"], folder)
 

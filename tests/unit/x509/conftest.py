@@ -7,6 +7,7 @@ import pytest
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, csr, files
 
+
 @pytest.fixture(scope="session")
 def keys():
     """Three RSA keys."""
@@ -29,7 +30,11 @@ def openssl_verify(ca, tmp_path):
         command += ["-CApath", str(tmp_path / "ca" / "certificates"), "-no-CAfile", "-no-CAstore"]
         command += ["-attime", str(int(at))] if at else []
         result = subprocess.run(
-            [*command, "-untrusted", str(path), str(path)], capture_output=True, text=True, timeout=30, check=False
+            [*command, "-untrusted", str(path), str(path)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
         )
         return "" if result.returncode == 0 else result.stderr
 

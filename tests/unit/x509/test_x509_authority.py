@@ -11,18 +11,23 @@ from cryptography import x509
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, files, names
 
-
 SUBJECT = "/DC=dodas/O=tier3/CN=dodas online CA"
 WORKER = "/DC=dodas/O=tier3/OU=workers/CN=worker-0123456789abcdef0123"
 
 
 def openssl(*command):
-    return subprocess.run(["openssl", *map(str, command)], check=True, capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run(
+        ["openssl", *map(str, command)], check=True, capture_output=True, text=True, timeout=30
+    ).stdout
 
 
 @pytest.mark.parametrize(
     "subject",
-    [SUBJECT, "/C=IT/O=Some  Body/CN=CA: x@y_z", "/DC=dodas/DC=org/O=" + "x" * 64 + "/OU=A b C/CN=" + "Y" * 64],
+    [
+        SUBJECT,
+        "/C=IT/O=Some  Body/CN=CA: x@y_z",
+        "/DC=dodas/DC=org/O=" + "x" * 64 + "/OU=A b C/CN=" + "Y" * 64,
+    ],
 )
 def test_hashes_are_those_of_openssl(tmp_path, subject):
     ca = authority.Authority.open(tmp_path, subject)
@@ -119,7 +124,11 @@ def test_lifetimes_are_clipped(ca, keys):
 
 def test_host_certificate_serves_tls(ca, keys, tmp_path, openssl_verify):
     certificate = ca.issue_host(
-        keys[0].public_key(), "front-1.node.consul", ["front-1.node.consul", "localhost"], ["127.0.0.1"], days=30
+        keys[0].public_key(),
+        "front-1.node.consul",
+        ["front-1.node.consul", "localhost"],
+        ["127.0.0.1"],
+        days=30,
     )
     assert names.slash(certificate.subject) == "/DC=dodas/O=tier3/OU=hosts/CN=front-1.node.consul"
     assert openssl_verify(certificate) == ""
@@ -151,8 +160,25 @@ def _handshake(server, client, name):
     return len(done) == 2
 
 
-@pytest.mark.parametrize("dn", ["CN=x", "/CN=a/b", "/CN=a=b", "/CN=a,b", "/CN=a+b", "/CN=a\\b", "/CN=é", "/CN=", "/CN= a",
-                                "/CN=a\n", "/CN=" + "x" * 65, "/XX=a", "/CN=a\0b", "/CN=a'b"])  # fmt: skip
+@pytest.mark.parametrize(
+    "dn",
+    [
+        "CN=x",
+        "/CN=a/b",
+        "/CN=a=b",
+        "/CN=a,b",
+        "/CN=a+b",
+        "/CN=a\\b",
+        "/CN=é",
+        "/CN=",
+        "/CN= a",
+        "/CN=a\n",
+        "/CN=" + "x" * 65,
+        "/XX=a",
+        "/CN=a\0b",
+        "/CN=a'b",
+    ],
+)
 def test_names_outside_the_allowed_characters(dn):
     with pytest.raises(ValueError):
         names.parse(dn)

@@ -22,7 +22,18 @@ def build(key, digest=None, subject="x", extensions=()):
 
 def openssl_request(tmp_path, *options):
     path = tmp_path / "request.pem"
-    command = ["openssl", "req", "-new", "-nodes", "-subj", "/CN=x", "-keyout", "/dev/null", "-out", str(path)]
+    command = [
+        "openssl",
+        "req",
+        "-new",
+        "-nodes",
+        "-subj",
+        "/CN=x",
+        "-keyout",
+        "/dev/null",
+        "-out",
+        str(path),
+    ]
     subprocess.run([*command, *options], check=True, capture_output=True, timeout=60)
     return path.read_bytes()
 
@@ -57,7 +68,9 @@ WEAK = {
     "md5": lambda tmp: openssl_request(tmp, "-newkey", "rsa:2048", "-md5"),
     "secp256k1": lambda _tmp: build(ec.generate_private_key(ec.SECP256K1())),
     "ed25519": lambda tmp: openssl_request(tmp, "-newkey", "ed25519"),
-    "rsa-pss 1024": lambda tmp: openssl_request(tmp, "-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:1024"),
+    "rsa-pss 1024": lambda tmp: openssl_request(
+        tmp, "-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:1024"
+    ),
 }
 
 

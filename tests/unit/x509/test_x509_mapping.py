@@ -23,8 +23,30 @@ PEOPLE = {
     "kinds": ["eec", "proxy"],
     "lifetime": 3600,
 }
-HOSTILE = ["a/CN=b", "a,b", "a=b", "a\0b", "a\nb", "😀", "x" * 1000, "а", "a", "A", "a ", " a", "", "..", "{hash}", "{sub}",
-           "\ud800", "a+b", "a\\b", "/CN=x/CN=y", "%s", "a_b"]  # fmt: skip
+HOSTILE = [
+    "a/CN=b",
+    "a,b",
+    "a=b",
+    "a\0b",
+    "a\nb",
+    "😀",
+    "x" * 1000,
+    "\u0430",
+    "a",
+    "A",
+    "a ",
+    " a",
+    "",
+    "..",
+    "{hash}",
+    "{sub}",
+    "\ud800",
+    "a+b",
+    "a\\b",
+    "/CN=x/CN=y",
+    "%s",
+    "a_b",
+]
 
 
 def token(**changes):
@@ -45,7 +67,10 @@ def test_default_is_deny_and_every_rule_says_why():
     decision = mapping.decide(rules, token(), "proxy")
     assert decision.rule is None
     assert decision.why == {"workers": "client", "people": "group"}
-    assert mapping.decide(rules, token(issuer=ISSUER + "/"), "proxy").why == {"workers": "issuer", "people": "issuer"}
+    assert mapping.decide(rules, token(issuer=ISSUER + "/"), "proxy").why == {
+        "workers": "issuer",
+        "people": "issuer",
+    }
     assert mapping.decide(rules, token(client="worker"), "eec").why == {"workers": "kind", "people": "group"}
     assert mapping.decide(rules, token(groups=("/cms",)), "eec").why["people"] == "scope"
     assert mapping.decide([], token(), "eec").rule is None
@@ -61,7 +86,12 @@ def test_first_match_decides():
 def test_groups_are_exact():
     rules = mapping.parse_rules([PEOPLE])
     scopes = ("tts:x509", "openid", "more")
-    for groups, good in ((("/cms/uscms",), False), (("/cmsx",), False), (("/CMS",), False), (("/atlas", "/cms"), True)):
+    for groups, good in (
+        (("/cms/uscms",), False),
+        (("/cmsx",), False),
+        (("/CMS",), False),
+        (("/atlas", "/cms"), True),
+    ):
         assert bool(mapping.decide(rules, token(groups=groups, scopes=scopes), "eec").rule) is good
 
 

@@ -8,7 +8,6 @@ from cryptography.hazmat.primitives import hashes
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, files, names, proxies
 
-
 WORKER = "/DC=dodas/O=tier3/OU=workers/CN=worker-0123456789abcdef0123"
 
 
@@ -26,8 +25,17 @@ def test_encoding_is_that_of_the_rfc():
             assert proxies.ProxyInfo.decode(info.encode()) == info
 
 
-@pytest.mark.parametrize("data", ["", "3000", "300c300a06082b06010505071509", "300f0201ff300a06082b06010505071501",
-                                  "300c300a06082b0601050507150100", "30800000"])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        "",
+        "3000",
+        "300c300a06082b06010505071509",
+        "300f0201ff300a06082b06010505071501",
+        "300c300a06082b0601050507150100",
+        "30800000",
+    ],
+)
 def test_damaged_extensions(data):
     with pytest.raises(proxies.ProxyError):
         proxies.ProxyInfo.decode(bytes.fromhex(data))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens good and hostile. The issuer is a stand-in: keys in memory, and its two documents in place of the network."""
+"""Tokens good and hostile. The issuer is a stand-in: keys in memory, its two documents without a network."""
 
 import base64
 import hashlib
@@ -56,7 +56,9 @@ def claims(**changes):
 
 def sign(header, payload, key=RSA):
     """A JWT whatever its parts say: header and payload are objects, or text as it shall stand."""
-    parts = [b64((part if isinstance(part, str) else json.dumps(part)).encode()) for part in (header, payload)]
+    parts = [
+        b64((part if isinstance(part, str) else json.dumps(part)).encode()) for part in (header, payload)
+    ]
     message = ".".join(parts).encode()
     if isinstance(key, rsa.RSAPrivateKey):
         signature = key.sign(message, padding.PKCS1v15(), hashes.SHA256())
@@ -138,13 +140,21 @@ def test_good_tokens(verifier):
     token = verifier.verify(good(**{"wlcg.groups": groups}))
     assert (token.issuer, token.subject, token.client) == (ISSUER, "worker", "worker")
     assert (token.scopes, token.groups) == (("openid", "x"), tuple(groups))
-    assert verifier.verify(sign({"alg": "ES256", "kid": "ec1", "typ": "at+jwt"}, claims(), EC)).subject == "worker"
-    assert verifier.verify(sign({"alg": "RS256"}, claims(aud=["x", AUDIENCE], client_id=..., azp="p"))).client == "p"
+    assert (
+        verifier.verify(sign({"alg": "ES256", "kid": "ec1", "typ": "at+jwt"}, claims(), EC)).subject
+        == "worker"
+    )
+    assert (
+        verifier.verify(sign({"alg": "RS256"}, claims(aud=["x", AUDIENCE], client_id=..., azp="p"))).client
+        == "p"
+    )
     assert verifier.verify(good(padding="x" * 8000)).subject == "worker"
 
 
 HEADER = {"alg": "RS256", "kid": "rsa1"}
-PUBLIC = RSA.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+PUBLIC = RSA.public_key().public_bytes(
+    serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+)
 
 
 def hs256():
@@ -167,7 +177,10 @@ ATTACKS = {
     "kid path": (lambda: sign({"alg": "RS256", "kid": "../../etc/passwd"}, claims()), "unknown_key"),
     "kid injection": (lambda: sign({"alg": "RS256", "kid": "x' OR 1=1"}, claims()), "unknown_key"),
     "kid number": (lambda: sign({"alg": "RS256", "kid": 1}, claims()), "header"),
-    "kid of the other algorithm": (lambda: sign({"alg": "ES256", "kid": "rsa1"}, claims(), EC), "unknown_key"),
+    "kid of the other algorithm": (
+        lambda: sign({"alg": "ES256", "kid": "rsa1"}, claims(), EC),
+        "unknown_key",
+    ),
     "jwk": (lambda: sign({**HEADER, "jwk": jwk(OTHER, "rsa1")}, claims(), OTHER), "header"),
     "jku": (lambda: sign({**HEADER, "jku": "https://evil.example"}, claims(), OTHER), "header"),
     "x5u": (lambda: sign({**HEADER, "x5u": "https://evil.example"}, claims(), OTHER), "header"),
@@ -177,8 +190,14 @@ ATTACKS = {
     "logout token": (lambda: sign({**HEADER, "typ": "logout+jwt"}, claims()), "header"),
     "signed by another": (lambda: sign(HEADER, claims(), OTHER), "signature"),
     "zero ES256 signature": (lambda: sign({"alg": "ES256", "kid": "ec1"}, claims(), b"\0" * 64), "signature"),
-    "empty DER signature": (lambda: sign({"alg": "ES256", "kid": "ec1"}, claims(), b"0\6\2\1\0\2\1\0"), "signature"),
-    "changed payload": (lambda: ".".join([*sign(HEADER, claims(sub="x")).split(".")[:2], good().split(".")[2]]), "signature"),
+    "empty DER signature": (
+        lambda: sign({"alg": "ES256", "kid": "ec1"}, claims(), b"0\6\2\1\0\2\1\0"),
+        "signature",
+    ),
+    "changed payload": (
+        lambda: ".".join([*sign(HEADER, claims(sub="x")).split(".")[:2], good().split(".")[2]]),
+        "signature",
+    ),
     "issuer with a slash": (lambda: good(iss=ISSUER + "/"), "unknown_issuer"),
     "foreign issuer": (lambda: good(iss="https://evil.example"), "unknown_issuer"),
     "issuer on this machine": (lambda: good(iss="http://169.254.169.254/"), "unknown_issuer"),
@@ -220,7 +239,7 @@ ATTACKS = {
     "five parts": (lambda: good() + ".a.b", "malformed"),
     "trailing newline": (lambda: good() + "\n", "malformed"),
     "not ASCII": (lambda: good() + "é", "malformed"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From identity tokens to X.509 credentials. Needs ``cryptography``; only ``tokens`` needs ``joserfc`` as well."""
+"""From identity tokens to X.509 credentials. Needs ``cryptography``, and ``tokens`` also ``joserfc``."""

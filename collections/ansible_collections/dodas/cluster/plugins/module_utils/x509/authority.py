@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A certificate authority in a directory, for the certificates of hosts or for those of people and workers.
 
-    ca.key (0600)  ca.pem  crl.pem  revoked.json  certificates/ (what relying parties read: X509_CERT_DIR)
+ca.key (0600)  ca.pem  crl.pem  revoked.json  certificates/ (what relying parties read: X509_CERT_DIR)
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class Authority:
 
     @classmethod
     def open(cls, directory, subject, days=365, crl_hours=168):
-        """Load the authority of a directory, or make it there: subject is its DN in slash form, ending in a CN.
+        """Load the authority of a directory, or make it there: subject is its DN in slash form, ending in a
+        CN.
 
-        One of many processes that start at once makes it; the others load it. Raises AuthorityError where the files
-        are damaged, readable by others or of another subject, OSError, ValueError for the subject.
+        One of many processes that start at once makes it; the others load it. Raises AuthorityError where the
+        files are damaged, readable by others or of another subject, OSError, ValueError for the subject.
         """
         name = names.parse(subject)
         if next(iter(name.rdns[-1])).oid != NameOID.COMMON_NAME or len(name.rdns) < 2:
@@ -220,7 +221,8 @@ class Authority:
 
 
 def install(directory, ca_pem, crl_pem, signing_policy, link_names):
-    """Make or refresh one CA in a directory as grid software reads it: ``<hash>.0``, ``.r0``, ``.signing_policy``.
+    """Make or refresh one CA in a directory as grid software reads it: ``<hash>.0``, ``.r0``,
+    ``.signing_policy``.
 
     Contents: bytes, bytes, str; link_names: the hashes. Raises OSError.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker or a person needs: an access token, then a credential for a key that never leaves this machine."""
+"""What a worker or a person needs: a token, then a credential for a key that never leaves this machine."""
 
 from __future__ import annotations
 
@@ -42,13 +42,16 @@ def token_endpoint(issuer, cafile=None, timeout=10.0):
     return endpoint
 
 
-def fetch_token(token_url, client_id, client_secret_file, audience=None, scope=None, cafile=None, timeout=10.0):
+def fetch_token(
+    token_url, client_id, client_secret_file, audience=None, scope=None, cafile=None, timeout=10.0
+):
     """An access token (str) by client_credentials (RFC 6749, 4.4). Raises ClientError."""
     try:
         with open(client_secret_file, encoding="utf-8") as stream:
             secret = stream.read(4096).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ClientError(f"the client secret cannot be read: {client_secret_file}: {type(error).__name__}") from None
+        problem = f"the client secret cannot be read: {client_secret_file}: {type(error).__name__}"
+        raise ClientError(problem) from None
     form = {"grant_type": "client_credentials"}
     if scope:
         form["scope"] = scope
@@ -65,7 +68,7 @@ def fetch_token(token_url, client_id, client_secret_file, audience=None, scope=N
     data = urllib.parse.urlencode(form).encode()
     answer = _call(token_url, data=data, headers=headers, cafile=cafile, timeout=timeout)
     token = answer.get("access_token")
-    if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token or not token:
+    if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
         raise ClientError(f"{token_url}: the answer holds no access token")
     return token
 

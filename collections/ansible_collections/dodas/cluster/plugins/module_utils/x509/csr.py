@@ -17,7 +17,9 @@ from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import (
 
 MAX_BYTES = 16 * 1024
 ONE_PEM = re.compile(
-    rb"\s*-----BEGIN (NEW )?CERTIFICATE REQUEST-----[A-Za-z0-9+/=\s]+-----END (NEW )?CERTIFICATE REQUEST-----\s*"
+    rb"\s*-----BEGIN (NEW )?CERTIFICATE REQUEST-----"
+    rb"[A-Za-z0-9+/=\s]+"
+    rb"-----END (NEW )?CERTIFICATE REQUEST-----\s*"
 )
 
 
@@ -39,8 +41,8 @@ def make(key):
 def public_key(data):
     """The public key of the one CSR in data (PEM or DER bytes), and nothing else of it.
 
-    Raises RequestError unless the request is signed by that key with SHA-2, and the key is RSA of 2048 to 4096 bits or
-    on P-256 or P-384.
+    Raises RequestError unless the request is signed by that key with SHA-2, and the key is RSA of 2048 to
+    4096 bits or on P-256 or P-384.
     """
     if len(data) > MAX_BYTES:
         raise RequestError("the request is larger than 16 KiB")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this package uses of ``cryptography``, imported in one place.
 
-A file of a collection must import where its libraries are missing: the names are None there and MISSING tells why.
+A file of a collection must import where its libraries are missing: the names are None there and MISSING tells
+why.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ PUBLIC = 0o644
 def write(path, data, mode=PRIVATE, owner=None):
     """Replace the file at path by data (bytes) in one step, whatever the umask.
 
-    owner: (uid, gid) or None. Raises OSError; what is not a regular file at path, such as a symbolic link, is refused.
+    owner: (uid, gid) or None. Raises OSError; what is not a regular file at path, such as a symbolic link, is
+    refused.
     """
     path = os.fspath(path)
     try:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that give a verified token a distinguished name. Nothing matches by default; the first rule that does decides.
+"""Rules that give a verified token a distinguished name. Nothing matches by default; the first rule that does
+decides.
 
 A rule is a mapping (all conditions given must hold):
 
@@ -15,8 +16,9 @@ A rule is a mapping (all conditions given must hold):
     dns_names: [..]               # kind host: the names it may have
     clip_to_token: false          # whether the certificate ends no later than the token
 
-The CN holds ``{hash}``, 80 bits of SHA-256(issuer NUL subject) in hex, so that two people never share a name however
-alike their subjects look; ``{sub}`` and ``{client}`` are for the human reader, with other characters replaced by ``_``.
+The CN holds ``{hash}``, 80 bits of SHA-256(issuer NUL subject) in hex, so that two people never share a name
+however alike their subjects look; ``{sub}`` and ``{client}`` are for the human reader, with other characters
+replaced by ``_``.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from ansible_collections.dodas.cluster.plugins.module_utils.x509 import names
 KINDS = ("eec", "proxy", "host")
 MAX_CN = 64
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+HOST_NAME = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,9 @@ class Rule:
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
         if last != "CN" or "{hash}" not in cn or "{" in "".join(value for _, value in pairs[:-1]):
-            raise ValueError(f"{label}: dn must end with a CN that holds {{hash}}, and placeholders go nowhere else")
+            raise ValueError(
+                f"{label}: dn must end with a CN that holds {{hash}}; no placeholders go elsewhere"
+            )
         if set(PLACEHOLDER.findall(cn)) - {"hash", "sub", "client"}:
             raise ValueError(f"{label}: the placeholders of dn are {{hash}}, {{sub}} and {{client}}")
         try:
@@ -113,7 +118,7 @@ class Rule:
         return None
 
     def distinguished_name(self, issuer, subject, client=None):
-        """The DN in slash form. Different (issuer, subject) give different names, whatever characters they hold."""
+        """The DN in slash form: another one for each (issuer, subject), whatever characters they hold."""
         base, _, cn = self.dn.rpartition("/CN=")
         fixed = PLACEHOLDER.sub("", cn)
         readable = {"sub": subject, "client": client or "none"}
@@ -130,7 +135,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What the rules say: rule and dn are None where none holds; why gives, by rule, the condition that failed."""
+    """rule and dn are None where no rule holds; why gives, by rule, the condition that failed."""
 
     rule: Rule | None
     dn: str | None

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distinguished names: the slash form of the grid, and the hashes under which OpenSSL looks for a CA.
 
-Values keep to a list of ASCII characters without ``/ = , + \\``: in the slash form a CN ``a/CN=b`` would read as two.
+Values keep to a list of ASCII characters without ``/ = , + \\``: in the slash form a CN ``a/CN=b`` would read
+as two.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def parse(dn):
     pairs = split(dn)
     for attribute, value in pairs:
         if not VALUE.fullmatch(value):
-            raise ValueError(f"{dn!r}: {attribute} must be 1 to 64 of the letters, digits and _.:@- or inner spaces")
+            raise ValueError(f"{dn!r}: {attribute} must be 1 to 64 letters, digits, _.:@- or inner spaces")
     return x509.Name([x509.NameAttribute(getattr(NameOID, ATTRIBUTES[a]), v) for a, v in pairs])
 
 

@@ -61,7 +61,7 @@ class ProxyInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """A credential: kind is eec or proxy; identity is the DN of the person or robot behind it; remaining in seconds."""
+    """A credential. kind: eec or proxy; identity: the DN of who is behind it; remaining: seconds."""
 
     kind: str
     subject: str
@@ -83,8 +83,9 @@ def proxy_info(certificate):
 def sign(issuer, issuer_key, public_key, lifetime, policy="inherit-all", path_length=None, not_after=None):
     """A proxy for public_key below the certificate issuer.
 
-    lifetime: seconds; the end is clipped to not_after (datetime) and to the issuer's. path_length: how many proxies may
-    follow below. Raises ProxyError where the issuer may not sign such a proxy, csr.RequestError for a weak key.
+    lifetime: seconds; the end is clipped to not_after (datetime) and to the issuer's. path_length: how many
+    proxies may follow below. Raises ProxyError where the issuer may not sign such a proxy, csr.RequestError
+    for a weak key.
     """
     csr.check_public_key(public_key)
     if policy not in POLICIES:
@@ -141,7 +142,8 @@ def key_usage(public_key=None, authority=False):
 
 
 def inspect(data):
-    """What a credential file (PEM bytes: certificate, key, chain) holds; it ends when the first of its chain ends.
+    """What a credential file (PEM bytes: certificate, key, chain) holds; it ends when the first of its chain
+    ends.
 
     Reads only: it verifies no signature. Raises ValueError.
     """

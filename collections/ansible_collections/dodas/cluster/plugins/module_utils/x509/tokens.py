@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access tokens that are JWTs: verified against the keys of issuers on an exact list (RFC 7519, 8725, 9068, WLCG).
+"""Access tokens that are JWTs: verified against the keys of issuers on an exact list (RFC 7519, 8725, 9068,
+WLCG).
 
 joserfc checks signatures. The rest is stricter than libraries are, and stands here.
 """
@@ -54,10 +55,10 @@ class KeysUnavailable(TokenError):
 
 @dataclasses.dataclass(frozen=True)
 class Issuer:
-    """An issuer to trust. audience: what tokens for us name; required_scope: one that all tokens must hold.
+    """An issuer to trust. audience: what tokens for us name; required_scope: one that each must hold.
 
-    cafile: PEM file of the authorities of its web server. jwks_uri: where its keys are, if not where discovery says;
-    without it they must be on the issuer's own host.
+    cafile: PEM file of the authorities of its web server. jwks_uri: where its keys are, if not where discovery
+    says; without it they must be on the issuer's own host.
     """
 
     issuer: str
@@ -192,7 +193,7 @@ def _origin(url):
 
 
 def _usable_keys(document):
-    """[(kid, algorithm, key)] of a key set: RSA from 2048 bits and P-256, for signatures. Others are left out."""
+    """[(kid, algorithm, key)] of a key set: RSA from 2048 bits and P-256, for signatures; no others."""
     listed = document.get("keys")
     usable = []
     for jwk in listed[:100] if isinstance(listed, list) else []:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTTPS request with the standard library: no redirects, bounded in time and size, errors that name the URL."""
+"""One HTTPS request by the standard library: no redirects, bounded in time and size, errors name the URL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class WebError(OSError):
-    """A request that failed. status: the HTTP status or None; body: what came with it, not part of the message."""
+    """A request that failed. status: the HTTP status or None; body: what came with it, not in the message."""
 
     def __init__(self, url, problem, status=None, body=b""):
         super().__init__(f"{url}: {problem}")
@@ -42,8 +42,8 @@ def check_url(url):
 def fetch(url, data=None, headers=None, cafile=None, timeout=10.0, limit=256 * 1024):
     """The body (bytes) of a 2xx answer to GET, or to POST where data (bytes) is given.
 
-    cafile: PEM file of the authorities to trust, None for the system's. timeout: seconds for the whole answer. limit:
-    bytes of the answer at most. Raises WebError.
+    cafile: PEM file of the authorities to trust, None for the system's. timeout: seconds for the whole
+    answer. limit: bytes of the answer at most. Raises WebError.
     """
     check_url(url)
     deadline = time.monotonic() + timeout
