@@ -371,24 +371,28 @@ class Protocol(H11Protocol):
 
 
 def server(config: Config, service: Service) -> uvicorn.Server:
-    """The web server, ready to run. Raises OSError, ssl.SSLError for its certificate."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            application(service),
-            host=config.listen.address,
-            port=config.listen.port,
-            ssl_certfile=str(config.listen.certfile),
-            ssl_keyfile=str(config.listen.keyfile),
-            http=Protocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=IDLE_SECONDS,
-            timeout_graceful_shutdown=5,
-        )
+    """The web server, ready to run. Raises OSError for its certificate."""
+    listen = config.listen
+    settings = uvicorn.Config(
+        application(service),
+        host=listen.address,
+        port=listen.port,
+        ssl_certfile=str(listen.certfile),
+        ssl_keyfile=str(listen.keyfile),
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=5,
     )
+    try:
+        settings.load()
+    except OSError as error:
+        raise OSError(f"TLS with {listen.certfile} and {listen.keyfile}: {error}") from error
+    return uvicorn.Server(settings)

@@ -294,6 +294,16 @@ def test_strangers_cannot_fill_the_audit_log(running):
     assert len(audit(running)) < 10
 
 
+def test_missing_certificate_is_said_in_one_line(configured, tmp_path):
+    configured["listen"]["certfile"] = str(tmp_path / "missing.pem")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(configured))
+    command = [sys.executable, "-m", "dodas.credentials", "--config", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert str(tmp_path / "missing.pem") in result.stderr
+
+
 def test_as_a_process(configured, tmp_path, provider, pki):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(configured))

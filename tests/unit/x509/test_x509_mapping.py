@@ -123,7 +123,7 @@ def test_hash_is_what_the_documentation_says():
     [
         ({"dn": "/DC=dodas/CN=worker"}, "holds {hash}"),
         ({"dn": "/DC=dodas/CN=x/O={hash}"}, "end with a CN"),
-        ({"dn": "/DC={sub}/CN={hash}"}, "nowhere else"),
+        ({"dn": "/DC={sub}/CN={hash}"}, "no placeholders go elsewhere"),
         ({"dn": "/DC=dodas/CN={hash}{secret}"}, "placeholders"),
         ({"dn": "/DC=dodas/CN=" + "x" * 50 + "{hash}"}, "1 to 64"),
         ({"dn": "dodas"}, "slash"),

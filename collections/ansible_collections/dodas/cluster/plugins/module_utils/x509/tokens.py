@@ -57,8 +57,8 @@ class KeysUnavailable(TokenError):
 class Issuer:
     """An issuer to trust. audience: what tokens for us name; required_scope: one that each must hold.
 
-    cafile: PEM file of the authorities of its web server. jwks_uri: where its keys are, if not where discovery
-    says; without it they must be on the issuer's own host.
+    cafile: PEM file of the authorities of its web server. jwks_uri: where its keys are; without it discovery
+    says where, and they must be on the issuer's own host.
     """
 
     issuer: str
