@@ -6,9 +6,9 @@ from __future__ import annotations
 import html
 import re
 
+from identity_runtime import PASSWORD, SERVICE_SECRET, WORKER_SECRET
 from joserfc import jwt
 from joserfc.jwk import KeySet
-from identity_runtime import PASSWORD, SERVICE_SECRET, WORKER_SECRET
 
 DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -20,7 +20,6 @@ def claims(http, token):
     """Verify a token against the published keys; return its claims."""
     keys = KeySet.import_key_set(http.get("/jwks").json())
     return jwt.decode(token, keys, algorithms=["RS256", "ES256"]).claims
-
 
 
 def worker(http, secret=WORKER_SECRET, **data):
@@ -85,7 +84,9 @@ def device_tokens(http, **data):
 
 
 def refresh(http, token, **data):
-    return http.post("/token", data={"grant_type": "refresh_token", "client_id": "dodas", "refresh_token": token, **data})
+    return http.post(
+        "/token", data={"grant_type": "refresh_token", "client_id": "dodas", "refresh_token": token, **data}
+    )
 
 
 def exchange(http, token, **data):

@@ -173,7 +173,7 @@ def authorize(http, **changes):
 
 
 def test_authorization_code(http):
-    page, redirect_uri, verifier = authorize(http)
+    page, redirect_uri, _ = authorize(http)
     answer = flows.approve(http, flows.sign_in(http, page))
     assert answer.headers["location"].startswith(redirect_uri)
     code = parse_qs(urlsplit(answer.headers["location"]).query)["code"][0]
@@ -189,7 +189,7 @@ def test_authorization_code(http):
 
 
 def test_public_clients_need_pkce(http):
-    answer, redirect_uri, _ = authorize(http, code_challenge=None, code_challenge_method=None)
+    answer, _, _ = authorize(http, code_challenge=None, code_challenge_method=None)
     assert "error=invalid_request" in answer.headers["location"]
 
 
@@ -409,7 +409,10 @@ def test_secrets_must_be_private(fresh):
         ({"users": [{"name": "worker", "scrypt": scrypt("x")}]}, "also the id of a client"),
         ({"users": [{"name": "bob", "scrypt": {"salt": "AA==", "hash": ""}}]}, "users: bob"),
         ({"clients": [{"id": "worker", "grants": ["password"], "scopes": ["x"]}]}, "unknown grant password"),
-        ({"clients": [{"id": "new", "grants": ["client_credentials"], "scopes": ["x"]}]}, "clients: new: needs a secret"),
+        (
+            {"clients": [{"id": "new", "grants": ["client_credentials"], "scopes": ["x"]}]},
+            "clients: new: needs a secret",
+        ),
         ({"clients": [{"id": "p", "public": True, "grants": ["client_credentials"], "scopes": ["x"]}]}, "clients: p"),
     ],
 )
