@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.template import load
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 TIER3 = Path(__file__).parents[3] / "templates" / "tier3.yaml"
+SERVICES = ("consul", "identity", "credentials", "squid", "conditions", "htcondor")
 
 GOOD = """\
 tosca_definitions_version: tosca_simple_yaml_1_0
@@ -82,9 +85,7 @@ def test_tier3():
     assert template.description.startswith("A Tier-3 for a week")
     assert [host.name for host in template.hosts] == ["front-1", "worker-1", "worker-2", "worker-3"]
     assert template.groups == {
-        **dict.fromkeys(
-            ["consul", "identity", "credentials", "squid", "conditions", "htcondor"], ["front-1"]
-        ),
+        **{role: ["front-1"] for role in SERVICES},
         "worker": ["worker-1", "worker-2", "worker-3"],
     }
     assert template.group_vars == {
@@ -545,3 +546,29 @@ assert time.perf_counter() - start < 1
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+LINES = TIER3.read_text().splitlines()
+JUNK = [
+    "",
+    "  - x",
+    "x: y",
+    "    type: [a]",
+    "  1: 2",
+    "null",
+    "- {a: {b: c}}",
+    "        count: {}",
+    "  properties: 3",
+]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(line=st.integers(0, len(LINES) - 1), junk=st.sampled_from(JUNK), indent=st.integers(-4, 8))
+def test_a_damaged_template_loads_or_says_why(write, line, junk, indent):
+    old = LINES[line]
+    new = junk or (" " * indent + old if indent > 0 else old[-indent:])
+    path = write(text="\n".join([*LINES[:line], new, *LINES[line + 1 :]]) + "\n")
+    try:
+        load(path)
+    except TemplateError:
+        fails(path)

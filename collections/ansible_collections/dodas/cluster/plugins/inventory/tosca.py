@@ -195,6 +195,7 @@ class InventoryModule(BaseInventoryPlugin):
                 "dodas_cpus": host.cpus,
                 "dodas_mem_mb": host.mem_mb,
                 "dodas_disk_mb": host.disk_mb,
+                "dodas_host": {"name": host.name, "cpus": host.cpus, "mem_mb": host.mem_mb},  # as backends take it
                 "ansible_host": known.get("address"),
                 "ansible_port": known.get("port"),
                 "ansible_user": known.get("user"),

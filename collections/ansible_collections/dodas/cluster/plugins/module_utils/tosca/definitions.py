@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,11 @@ class Definitions:
 
     def get(self, name):
         """The Definition of node type `name`, or None. Raises ValueError for a type that is itself wrong."""
+        if not isinstance(name, str):
+            return None
         if name not in self._cache:
-            known = isinstance(name, str) and (
-                name in self.sections["node_types"]
-                or (name in NodeType.TOSCA_DEF and name.startswith("tosca.nodes."))
-            )
-            self._cache[name] = self._define(name) if known else None
+            tosca = name in NodeType.TOSCA_DEF and name.startswith("tosca.nodes.")
+            self._cache[name] = self._define(name) if tosca or name in self.sections["node_types"] else None
         return self._cache[name]
 
     def validate(self, data, inputs):
@@ -106,6 +106,8 @@ class Definitions:
                 kind = kind.parent_type
             if kind is not None:
                 raise ValueError("it is derived from itself")
+            if role is not None and not re.fullmatch(r"[a-z][a-z0-9_]*", str(role)):
+                raise ValueError(f'metadata.role "{role}" is not the name of a group')
             return Definition(
                 lineage=tuple(lineage),
                 role=role,

@@ -83,7 +83,9 @@ class Scope:
             schema = (kind.capabilities[capability] if capability else kind.properties)[name]
             self._values[key] = _PENDING
             value = self._topology.value(*key, self.raw(*key), schema)
-            self._values[key] = schema.get("default") if value is None else value
+            if value is None:
+                value = self._topology.value(*key, schema.get("default"), schema)
+            self._values[key] = value
         if self._values[key] is _PENDING:
             raise self.error(f'get_property: property "{name}" of "{node}" is defined by itself', path)
         return self._values[key]

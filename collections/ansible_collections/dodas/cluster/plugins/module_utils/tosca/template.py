@@ -129,13 +129,16 @@ def load(path, inputs=None):
             raise TemplateError("nested too deeply", path) from exc
 
 
-def _load(path, given):
-    source = Source(path)
+def _load(file, given):
+    source = Source(file)
     if not isinstance(source.data, dict) or _VERSION not in source.data:
         raise source.error(f'not a TOSCA template: no "{_VERSION}" at the top')
     if source.data[_VERSION] not in VERSIONS:
         raise source.error(f"{_VERSION}: expected one of {', '.join(VERSIONS)}", (_VERSION,))
     _keys(source, (), _TOP_KEYS)
+    for path in (("description",), ("topology_template", "description")):
+        if not isinstance(_mapping(source, path[:-1]).get("description") or "", str):
+            raise source.error('"description" must be a string', path)
     if not _keys(source, NODES[:1], _TOPOLOGY_KEYS) or not _mapping(source, NODES):
         raise source.error("the template has no node_templates", NODES)
     definitions = Definitions(_types(source))
@@ -145,7 +148,7 @@ def _load(path, given):
     topology.check_tosca()
     hosts = topology.hosts()
     return Template(
-        name=path.stem,
+        name=file.stem,
         description=str(source.data.get("description") or "").strip(),
         inputs=resolved_inputs,
         hosts=hosts,
@@ -203,7 +206,7 @@ class _Topology:
         path = ("topology_template", "outputs")
         outputs = _mapping(self.source, path)
         for name, output in outputs.items():
-            if not isinstance(output, dict) or "value" not in output:
+            if not isinstance(output, dict) or output.get("value") is None:
                 raise self.source.error(f'output "{name}": "value" is missing', (*path, name))
             functions.evaluate(output["value"], self.scope, (*path, name, "value"))
         return outputs

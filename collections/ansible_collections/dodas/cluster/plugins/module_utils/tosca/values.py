@@ -61,7 +61,9 @@ def check(schema, value, from_text=False, secret=False):
     `from_text`: a string is converted by the declared type, as on a command line. `secret`: errors do not
     show it.
     """
-    kind = schema.get("type", "string")
+    if not isinstance(schema, dict) or not isinstance(schema.get("type"), str):
+        raise ValueError('the schema has no "type"')
+    kind = schema["type"]
     constraints = _constraints(schema)
     try:
         typed = _typed(kind, _parse(kind, value) if from_text and isinstance(value, str) else value)
@@ -90,7 +92,10 @@ def megabytes(size):
 def _constraints(schema):
     """The schema's constraints as (name, limit) pairs; a range is two of them."""
     pairs = []
-    for constraint in schema.get("constraints") or []:
+    constraints = schema.get("constraints") or []
+    if not isinstance(constraints, list):
+        raise ValueError('"constraints" must be a list')
+    for constraint in constraints:
         if not isinstance(constraint, dict) or len(constraint) != 1:
             raise ValueError(f"{json.dumps(constraint, default=str)} is not a constraint")
         ((name, limit),) = constraint.items()
