@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment
 
 

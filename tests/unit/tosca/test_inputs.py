@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs, values
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.template import load
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 TEMPLATE = """\
 tosca_definitions_version: tosca_simple_yaml_1_0

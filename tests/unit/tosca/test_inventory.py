@@ -114,6 +114,7 @@ def test_variables_before_there_are_hosts(hostvars, home):
         "dodas_deployment": "tier3",
         "dodas_engine": "podman",
         "dodas_index": 2,
+        "dodas_host": {"name": "worker-2", "cpus": 1.0, "mem_mb": 1024},
         "dodas_mem_mb": 1024,
         "dodas_node": "worker",
         "dodas_site_name": "T3_Dodas",

@@ -9,10 +9,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
-from ansible_collections.dodas.cluster.plugins.module_utils.tosca.template import load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.template import load
 
 TIER3 = Path(__file__).parents[3] / "templates" / "tier3.yaml"
 SERVICES = ("consul", "identity", "credentials", "squid", "conditions", "htcondor")

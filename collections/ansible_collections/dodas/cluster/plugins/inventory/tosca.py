@@ -17,8 +17,10 @@ description:
   - Each service (C(dodas.nodes.Squid), ...) gives a group with the name of its role (C(squid)), which has
     the hosts of the Compute it is hosted on, and a variable for each of its properties (C(squid_port)).
   - The group C(all) has C(dodas_deployment), C(dodas_state_dir), C(dodas_template), C(dodas_backend),
-    C(dodas_engine), and C(dodas_site_NAME) for each input C(site_NAME). Each host has C(dodas_node),
-    C(dodas_index) and, where the template asks for a size, C(dodas_cpus), C(dodas_mem_mb), C(dodas_disk_mb).
+    C(dodas_engine), and C(dodas_site_NAME) for each input C(site_NAME).
+  - Each host has C(dodas_node), C(dodas_index), where the template asks for a size C(dodas_cpus),
+    C(dodas_mem_mb) and C(dodas_disk_mb), and C(dodas_host), a mapping with C(name), C(cpus) and C(mem_mb) as
+    the modules that make hosts take it.
   - Once the deployment has hosts (C(hosts.json) in its state directory), they also get what is needed to
     reach them by SSH, with host keys checked against the deployment's own list.
   - The control node is not in the inventory.
@@ -115,6 +117,7 @@ from pathlib import Path
 from ansible.errors import AnsibleError
 from ansible.plugins.inventory import BaseInventoryPlugin
 from ansible.template import trust_as_template
+
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
 
@@ -195,7 +198,11 @@ class InventoryModule(BaseInventoryPlugin):
                 "dodas_cpus": host.cpus,
                 "dodas_mem_mb": host.mem_mb,
                 "dodas_disk_mb": host.disk_mb,
-                "dodas_host": {"name": host.name, "cpus": host.cpus, "mem_mb": host.mem_mb},  # as backends take it
+                "dodas_host": {
+                    "name": host.name,
+                    "cpus": host.cpus,
+                    "mem_mb": host.mem_mb,
+                },  # as backends take it
                 "ansible_host": known.get("address"),
                 "ansible_port": known.get("port"),
                 "ansible_user": known.get("user"),
@@ -204,9 +211,14 @@ class InventoryModule(BaseInventoryPlugin):
 
     def _set(self, entity, variables):
         for key, value in variables.items():
-            if isinstance(value, str) and _PLAIN.fullmatch(value):
-                value = trust_as_template(value)  # says nothing else than that --list shows it as it is
-            self.inventory.set_variable(entity, key, value)
+            self.inventory.set_variable(entity, key, _plain(value))
+
+
+def _plain(value):
+    """Mark text that cannot be a template, so that --list shows it as it is; other text stays untrusted."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return trust_as_template(value) if isinstance(value, str) and _PLAIN.fullmatch(value) else value
 
 
 def _connection(state):

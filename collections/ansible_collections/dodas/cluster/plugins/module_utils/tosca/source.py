@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
+
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
 
 LIMIT = 100_000  # nodes after aliases are expanded: a small file can describe a gigantic one
