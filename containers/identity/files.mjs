@@ -93,7 +93,15 @@ function readUser(user) {
   return { name: user.name, groups: user.groups ?? [], salt, hash };
 }
 
-/** Read config.json and secrets.json of a directory; a ConfigError says which entry is wrong. */
+/**
+ * Read config.json and secrets.json of a directory; a ConfigError says which entry is wrong.
+ *
+ * config.json: {issuer, address, port, tls: {cert, key}, audiences: [URI], token_lifetime: seconds,
+ *   users: [{name, groups, scrypt: {salt, hash}}],   base64; N=16384 r=8 p=5, 32 bytes
+ *   clients: [{id, name, public, grants, scopes, groups, redirect_uris}]}
+ * secrets.json, of mode 0600: {client id: secret}, for each client that is not public.
+ * The first audience is the default. Clients authenticate with client_secret_basic.
+ */
 export function readConfig(directory) {
   const raw = readJson(`${directory}/config.json`);
   const secrets = readPrivateJson(`${directory}/secrets.json`);

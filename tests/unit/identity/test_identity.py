@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import stat
+import subprocess
 import time
 from urllib.parse import parse_qs, urlsplit
 
@@ -374,6 +375,34 @@ def test_state_is_private_and_the_log_has_no_secrets(fresh):
     secrets = [worker, *tokens.values(), WORKER_SECRET, PASSWORD, "password-in-wrong-field", "wrong-password"]
     for secret in [*secrets, "guessed-secret-9876", "guessed-refresh-token"]:
         assert str(secret) in ("600", "Bearer", "x509 wlcg.groups") or str(secret) not in log
+
+
+def test_the_store_forgets_what_expired_and_what_is_too_much(fresh):
+    script = """
+      import { Store } from './store.mjs';
+      const store = new Store(process.env.STATE, 10);
+      const codes = store.adapter('DeviceCode'), tokens = store.adapter('RefreshToken');
+      await tokens.upsert('kept', { grantId: 'g' }, 60);
+      await tokens.upsert('expired', {}, -1);
+      for (let n = 0; n < 600; n += 1) await codes.upsert(`code ${n}`, { userCode: `${n}` }, 60);
+      const found = [await tokens.find('kept'), await tokens.find('expired'), await codes.findByUserCode('599')];
+      store.sweep();
+      await tokens.revokeByGrantId('g');
+      const left = store.db.prepare('SELECT kind, count(*) AS n FROM record GROUP BY kind').all();
+      const edge = [await codes.find('code 590'), await codes.find('code 589')];
+      console.log(JSON.stringify([found.map(Boolean), left, edge.map(Boolean)]));
+    """
+    command, environment = fresh.command()
+    environment["STATE"] = str(fresh.state / "test.db")
+    done = subprocess.run(
+        [command[0], "--input-type=module", "-e", script],
+        cwd=fresh.state.parent / "app",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [[True, False, True], [{"kind": "DeviceCode", "n": 10}], [True, False]]
 
 
 def test_certificate_is_reloaded(fresh):
