@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+# Each target makes what it needs first (tests/setup): Debian packages and a virtual environment outside the repository.
+RUN := tests/setup
+PARTS := lint unit molecule integration
+
+.DEFAULT_GOAL := help
+.PHONY: help test $(PARTS) docs pins clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
+
+test: ## lint, unit, molecule and integration, and how long each took
+	@$(RUN) tests/timed $(PARTS)
+
+lint: ## what can be said without running anything
+	@$(RUN) tests/lint/run
+
+unit: ## libraries and services, on loopback
+	@$(RUN) pytest tests/unit
+
+molecule: ## roles, on hosts that are containers
+	@$(RUN) molecule test --all
+
+integration: ## whole clusters, from a template to a finished job and back
+	@$(RUN) pytest tests/integration
+
+docs: ## reference of the collection, in build/docs
+	@$(RUN) tests/lint/run docs
+
+pins: ## requirements*.txt from requirements*.in
+	@$(RUN) tests/pins
+
+clean: ## what these targets left in the repository
+	rm -rf build .pytest_cache .ruff_cache .hypothesis .ansible
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
