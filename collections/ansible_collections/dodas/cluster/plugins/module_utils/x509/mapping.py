@@ -77,9 +77,9 @@ class Rule:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ValueError(f"{label}: kind {kind!r} is none of {', '.join(KINDS)}")
-        if type(self.lifetime) is not int or self.lifetime < 60:
+        if isinstance(self.lifetime, bool) or not isinstance(self.lifetime, int) or self.lifetime < 60:
             raise ValueError(f"{label}: lifetime must be whole seconds, at least 60")
-        if type(self.clip_to_token) is not bool:
+        if not isinstance(self.clip_to_token, bool):
             raise ValueError(f"{label}: clip_to_token must be true or false")
         if ("host" in self.kinds) != bool(self.dns_names):
             raise ValueError(f"{label}: dns_names go with kind host")
@@ -87,10 +87,10 @@ class Rule:
             if not HOST_NAME.fullmatch(host):
                 raise ValueError(f"{label}: {host!r} is no host name in lower case")
         try:
-            *_, (last, cn) = pairs = names.split(self.dn)
+            *base, (last, cn) = names.split(self.dn)
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
-        if last != "CN" or "{hash}" not in cn or "{" in "".join(value for _, value in pairs[:-1]):
+        if last != "CN" or "{hash}" not in cn or any("{" in value for key, value in base):
             raise ValueError(
                 f"{label}: dn must end with a CN that holds {{hash}}; no placeholders go elsewhere"
             )
@@ -119,7 +119,7 @@ class Rule:
 
     def distinguished_name(self, issuer, subject, client=None):
         """The DN in slash form: another one for each (issuer, subject), whatever characters they hold."""
-        base, _, cn = self.dn.rpartition("/CN=")
+        base, cn = self.dn.rsplit("/CN=", 1)
         fixed = PLACEHOLDER.sub("", cn)
         readable = {"sub": subject, "client": client or "none"}
         used = [name for name in PLACEHOLDER.findall(cn) if name in readable]
