@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The podman engine: an app is a systemd unit that runs a container, watched by the host's app agent.
+
+The agent (role container_engine) does health checks, restarts an app that fails them and tells Consul; it reads the
+records that are written here. Runs on managed hosts: standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from ansible_collections.dodas.cluster.plugins.module_utils import host
+from ansible_collections.dodas.cluster.plugins.module_utils.configfiles import ConfigFile
+
+UNITS = Path("/etc/systemd/system")
+RECORDS = Path("/etc/dodas/apps")
+STATES = Path("/run/dodas/apps")
+
+
+class EngineError(Exception):
+    """The app could not be made to run; the message names the app and the reason."""
+
+
+def unit_name(name):
+    """The systemd unit of app `name`; the container has the same name without its suffix."""
+    return f"dodas-{name}.service"
+
+
+class PodmanApp:
+    """App `app` on this host, with its configuration `files` [{path, content, mode, owner?}]."""
+
+    def __init__(self, app, files=()):
+        self.app = app
+        self.files = [ConfigFile.parse(one) for one in files]
+        self.unit = unit_name(app.id)
+        self.container = f"dodas-{app.id}"
+        self.restarted = 0.0
+
+    def render(self):
+        """All files of the app; the unit's own text carries no secret."""
+        app = self.app
+        env = "".join(f"{key}={value}\n" for key, value in sorted(app.env.items()))
+        rendered = [*self.files, ConfigFile(RECORDS / f"{app.id}.env", env, 0o600)]
+        digest = hashlib.sha256(json.dumps(asdict(app), sort_keys=True).encode() + _image_id(app.image).encode())
+        for one in rendered:
+            digest.update(f"\0{one.path}\0{one.mode}\0{one.content}".encode())
+        self.digest = digest.hexdigest()[:24]
+        record = {
+            "id": app.id, "unit": self.unit, "container": self.container, "labels": app.labels, "digest": self.digest,
+            "ports": [{"name": name, "port": port, "protocol": protocol} for name, port, protocol in app.ports],
+            "checks": [asdict(check) for check in app.checks],
+        }  # fmt: skip
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+        return [*rendered, ConfigFile(RECORDS / f"{app.id}.json", text), ConfigFile(UNITS / self.unit, self._unit())]
+
+    def plan(self):
+        """What `apply` would change: {"files": [ConfigFile], "restart": bool}."""
+        changed = [one for one in self.render() if one.differs()]
+        return {"files": changed, "restart": self._running_digest() != self.digest}
+
+    def apply(self, plan, timeout):
+        """Write what differs, start or restart the app, wait until it is healthy. Raises EngineError."""
+        for one in plan["files"]:
+            one.write()
+        if plan["restart"]:
+            self._check_ports()
+            for path, _inside, mode in self.app.volumes:
+                if mode == "RW" or not Path(path).exists():
+                    Path(path).mkdir(parents=True, exist_ok=True)
+            systemctl("daemon-reload")
+            systemctl("enable", "--quiet", self.unit)
+            try:
+                systemctl("restart", self.unit, timeout=timeout)
+            except EngineError as exc:
+                raise EngineError(f"{exc}; last log lines:\n{journal(self.unit)}") from exc
+            self.restarted = time.time()
+
+    def wait_healthy(self, timeout):
+        """Wait for the agent to find the app healthy; raises EngineError with the last check's output."""
+        deadline = time.monotonic() + timeout
+        state = {}
+        while time.monotonic() < deadline:
+            state = json.loads(_read(STATES / f"{self.app.id}.json") or "{}")
+            if state.get("state") == "passing" and state["checked"] >= self.restarted:
+                return
+            time.sleep(0.2)
+        reason = state.get("output") or "the app agent has not looked at it (systemctl status dodas-agent)"
+        raise EngineError(f"app {self.app.id} is not healthy after {timeout} s: {reason}\n{journal(self.unit)}")
+
+    def exists(self):
+        """Whether anything of the app is on this host, but for its volumes."""
+        return any(path.exists() for path in self._own())
+
+    def remove(self):
+        """Stop and remove the app, its unit and its records; its volumes stay."""
+        if self.exists():
+            systemctl("disable", "--now", "--quiet", self.unit, timeout=self.app.kill_grace + 30, check=False)
+            for path in self._own():
+                path.unlink(missing_ok=True)
+            systemctl("daemon-reload")
+
+    def _own(self):
+        return [UNITS / self.unit, RECORDS / f"{self.app.id}.json", RECORDS / f"{self.app.id}.env"]
+
+    def _unit(self):
+        app = self.app
+        limits = host.container_limits_work(host.cgroups())
+        arguments = [
+            "--name", self.container, "--replace", "--rm", "--detach", "--sdnotify=conmon", "--network=host",
+            f"--cgroups={'no-conmon' if limits else 'disabled'}", "--pull=never", "--log-driver=journald",
+            f"--label=dodas.digest={self.digest}", f"--env-file={RECORDS / app.id}.env",
+            f"--stop-timeout={app.kill_grace}",
+        ]  # fmt: skip
+        if limits:
+            arguments += [f"--cpus={app.cpus}", f"--memory={app.mem}m"]
+        arguments += ["--privileged"] if app.privileged else []
+        arguments += [f"--user={app.user}"] if app.user else []
+        arguments += [f"--device={device}" for device in app.devices]
+        arguments += [f"--volume={source}:{target}:{mode.lower()}" for source, target, mode in app.volumes]
+        command = ["/bin/sh", "-c", app.cmd] if app.cmd else app.args
+        line = " ".join(_quote(word) for word in ["/usr/bin/podman", "run", *arguments, app.image, *command])
+        after = " ".join(unit_name(one) for one in app.dependencies)
+        return f"""\
+# Written by dodas from the app's Marathon definition.
+[Unit]
+Description=dodas app {app.id}
+Wants=network-online.target
+After=network-online.target consul.service {after}
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+NotifyAccess=all
+ExecStart={line}
+ExecStop=/usr/bin/podman stop --ignore --time {app.kill_grace} {self.container}
+ExecStopPost=/usr/bin/podman rm --force --ignore {self.container}
+Restart=always
+RestartSec={app.backoff}
+TimeoutStartSec=120
+TimeoutStopSec={app.kill_grace + 15}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+    def _running_digest(self):
+        shown = run("podman", "inspect", "--type=container", "--format={{.State.Status}} {{index .Config.Labels \"dodas.digest\"}}",
+                    self.container, check=False).split()  # fmt: skip
+        return shown[1] if len(shown) == 2 and shown[0] == "running" else ""
+
+    def _check_ports(self):
+        """Refuse to start on a port that something else listens on: the container would only crash in a loop."""
+        if systemctl("is-active", self.unit, check=False).strip() == "active":
+            return
+        for name, port, protocol in self.app.ports:
+            if protocol != "tcp":
+                continue
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("0.0.0.0", port))
+                except OSError as exc:
+                    owner = re.search(r'users:\(\("([^"]+)",pid=(\d+)', run("ss", "-Hltnp", f"sport = :{port}", check=False))
+                    who = f"{owner.group(1)} (process {owner.group(2)})" if owner else exc.strerror
+                    raise EngineError(f"app {self.app.id}: port {port} ({name}) is in use by {who}") from exc
+
+
+def states():
+    """What the agent found, by app: {app: {"state": "passing", "output": ..., "since": ...}}."""
+    return {path.stem: json.loads(_read(path) or "{}") for path in sorted(STATES.glob("*.json"))}
+
+
+def journal(unit, lines=5):
+    """The last lines that a unit logged."""
+    return run("journalctl", "--unit", unit, "--lines", str(lines), "--no-pager", "--output=cat", check=False).strip()
+
+
+def systemctl(*arguments, timeout=60, check=True):
+    """Run systemctl; raises EngineError."""
+    return run("systemctl", *arguments, timeout=timeout, check=check)
+
+
+def run(*command, timeout=60, check=True):
+    """Run a command, return its output; raises EngineError where it fails and `check` says so."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except FileNotFoundError as exc:
+        raise EngineError(f"{command[0]} is not installed") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise EngineError(f"{' '.join(command[:3])}: no answer in {timeout} s") from exc
+    if check and done.returncode != 0:
+        raise EngineError(f"{' '.join(command[:3])}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def _image_id(image):
+    found = run("podman", "image", "inspect", "--format={{.Id}}", image, check=False).strip()
+    if not found:
+        raise EngineError(f"image {image} is not on this host")
+    return found
+
+
+def _quote(word):
+    """A word of a systemd command line: quoted, with specifiers and variables taken literally."""
+    word = str(word).replace("%", "%%").replace("$", "$$")
+    return word if re.fullmatch(r"[\w@%+=:,./${}-]+", word) else '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _read(path):
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+

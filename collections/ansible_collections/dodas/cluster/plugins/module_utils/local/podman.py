@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dodas's own podman on this machine: configuration found by looking at the machine, stores apart from everybody's.
+
+Containers of the local backend live in a store and on networks of their own, so that nobody's podman is touched.
+Images live in a second store, kept between deployments, that hosts mount read-only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+from ansible_collections.dodas.cluster.plugins.module_utils import host
+
+
+class PodmanError(Exception):
+    """podman refused, is missing or took too long; the message says which command and why."""
+
+
+def image_store():
+    """The image store: `$DODAS_IMAGES`, or /var/cache/dodas/images."""
+    return Path(os.environ.get("DODAS_IMAGES", "/var/cache/dodas/images"))
+
+
+class Podman:
+    """Runs podman with dodas's configuration, which is written below `home` (state) and `run` (runtime)."""
+
+    def __init__(self, home, run="/run/dodas", images=None):
+        self.home = Path(home) / "local"
+        self.run_dir = Path(run)
+        self.images = Path(images) if images else image_store()
+
+    def configure(self):
+        """Write podman's configuration. Raises PodmanError where the machine cannot run it."""
+        if os.geteuid() != 0:
+            raise PodmanError("the local backend makes hosts that run systemd and needs root: use sudo")
+        for program in ("podman", "crun"):
+            if not shutil.which(program):
+                raise PodmanError(f"{program} is not installed: apt-get install podman crun netavark aardvark-dns")
+        for path in (self.home, self.run_dir, self.images):
+            path.mkdir(parents=True, exist_ok=True, mode=0o711)
+        wrapper = host.crun_wrapper(host.cgroups()["version"])
+        lines = [
+            "[containers]",
+            f"default_ulimits = {json.dumps(host.hard_limits())}",
+            "pids_limit = 0" if wrapper else "",
+            "[network]",
+            'network_backend = "netavark"',
+            f"network_config_dir = {json.dumps(str(self.home / 'networks'))}",
+            "[engine]",
+            'runtime = "crun"',
+            'cgroup_manager = "cgroupfs"' if wrapper else "",
+            'events_logger = "none"',
+            'lock_type = "file"',
+            f"tmp_dir = {json.dumps(str(self.run_dir / 'libpod'))}",
+        ]
+        if wrapper:
+            path = self.home / "crun"
+            _write(path, wrapper, 0o755)
+            lines += ["[engine.runtimes]", f"crun = [{json.dumps(str(path))}]"]
+        _write(self.home / "containers.conf", "\n".join(line for line in lines if line) + "\n", 0o644)
+        _write(self.home / "registries.conf", "unqualified-search-registries = []\n", 0o644)
+
+    def command(self, *arguments, store="containers"):
+        """The argument list that runs podman on the store of containers, or on the one of images."""
+        if store == "images":
+            options = ["--root", str(self.images), "--runroot", str(self.run_dir / "images")]
+        else:
+            options = ["--root", str(self.home / "storage"), "--runroot", str(self.run_dir / "containers")]
+            options += ["--storage-opt", f"additionalimagestore={self.images}"]
+        return ["podman", *options, *map(str, arguments)]
+
+    def environment(self):
+        """The environment for `command`."""
+        ours = {
+            "CONTAINERS_CONF": str(self.home / "containers.conf"),
+            "CONTAINERS_REGISTRIES_CONF": str(self.home / "registries.conf"),
+        }
+        return {**os.environ, **ours}
+
+    def run(self, *arguments, store="containers", timeout=60, data=None):
+        """Run podman, return what it printed. Raises PodmanError."""
+        command = self.command(*arguments, store=store)
+        try:
+            done = subprocess.run(
+                command, env=self.environment(), capture_output=True, text=True, timeout=timeout, input=data, check=False
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise PodmanError(f"podman {arguments[0]}: no answer in {timeout} s") from exc
+        if done.returncode != 0:
+            error = [line for line in done.stderr.strip().splitlines() if line] or ["no message"]
+            raise PodmanError(f"podman {' '.join(map(str, arguments[:2]))}: {error[-1]}")
+        return done.stdout
+
+    def json(self, *arguments, **options):
+        """What podman printed as JSON; an empty list for nothing."""
+        return json.loads(self.run(*arguments, **options) or "[]")
+
+    @contextmanager
+    def lock(self, name, exclusive=True):
+        """Hold a lock of this machine: two dodas commands do not build or remove the same thing at once."""
+        self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
+        with (self.run_dir / f"{name}.lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            yield
+
+
+def _write(path, text, mode):
+    """Write when different, all or nothing: another dodas may be reading."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.chmod(mode)
+    temporary.replace(path)

@@ -1,0 +1,107 @@
+#!/usr/bin/python
+# Copyright: the dodas developers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: container_image
+short_description: Build container images from folders, cached by content
+version_added: 0.1.0
+description:
+  - Builds images of a folder of image folders into the image store of this machine, several at once.
+  - An image is built only when its folder, the files it copies or the image below it changed.
+author: [The dodas developers (@dodas)]
+requirements: [podman, mmdebstrap, PyYAML]
+attributes:
+  check_mode:
+    description: Can run in check mode and return what would be built.
+    support: full
+options:
+  names:
+    description: Images to build, with those that they are built on. All when not given.
+    type: list
+    elements: str
+  folder:
+    description: The folder that has one folder an image.
+    type: path
+    required: true
+  project:
+    description: The folder that C(# inputs) lines in Containerfiles are relative to.
+    type: path
+    required: true
+  archive:
+    description:
+      - A folder. When given, the images named are also saved there as one archive, for hosts that have no access to the store.
+    type: path
+  jobs:
+    description: How many to build at once.
+    type: int
+    default: 2
+"""
+
+EXAMPLES = r"""
+- name: Build the image of squid
+  dodas.cluster.container_image:
+    names: [squid]
+    folder: containers
+    project: .
+"""
+
+RETURN = r"""
+images:
+  description: The reference of each image by name.
+  returned: always
+  type: dict
+built:
+  description: Seconds that each image took that was built.
+  returned: always
+  type: dict
+archive:
+  description: The archive's path.
+  returned: when I(archive) is given
+  type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.dodas.cluster.plugins.module_utils import deployment
+from ansible_collections.dodas.cluster.plugins.module_utils.images import build, catalogue
+from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman, PodmanError
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "names": {"type": "list", "elements": "str"},
+            "folder": {"type": "path", "required": True},
+            "project": {"type": "path", "required": True},
+            "archive": {"type": "path"},
+            "jobs": {"type": "int", "default": 2},
+        },
+        supports_check_mode=True,
+    )
+    parameters = module.params
+    try:
+        podman = Podman(deployment.home())
+        podman.configure()
+        images = catalogue.catalogue(parameters["folder"], parameters["project"])
+        wanted = catalogue.with_parents(images, parameters["names"] or list(images))
+        todo = build.missing(podman, wanted)
+        result = {"images": {image.name: image.reference for image in wanted}, "built": {}, "changed": bool(todo)}
+        if not module.check_mode:
+            result["built"] = build.build(podman, wanted, parameters["project"], parameters["jobs"])
+            if parameters["archive"]:
+                named = [image for image in wanted if image.name in (parameters["names"] or images)]
+                result["archive"], made = build.archive(podman, named, parameters["archive"])
+                result["changed"] = result["changed"] or made
+        elif parameters["archive"]:
+            result["archive"] = ""
+        module.exit_json(**result)
+    except (catalogue.ImageError, PodmanError) as exc:
+        module.fail_json(msg=str(exc))
+
+
+if __name__ == "__main__":
+    main()

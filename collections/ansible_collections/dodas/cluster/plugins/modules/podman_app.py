@@ -1,0 +1,138 @@
+#!/usr/bin/python
+# Copyright: the dodas developers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: podman_app
+short_description: Run a Marathon app definition as a systemd unit
+version_added: 0.1.0
+description:
+  - Turns a Marathon app definition into a systemd unit that runs a container with podman, with its configuration files.
+  - Restarts the app when its definition, its files or its image changed, and only then.
+  - Waits until the app's health checks pass. What the engine cannot honour is refused by its path in the definition.
+author: [The dodas developers (@dodas)]
+requirements: [podman, systemd, the app agent of role container_engine]
+attributes:
+  check_mode:
+    description: Can run in check mode and return what would change.
+    support: full
+  diff_mode:
+    description: Shows the files before and after; files of mode 0600 are only named.
+    support: full
+options:
+  definition:
+    description: The app as for Marathon's C(/v2/apps). For O(state=absent) only C(id) is needed.
+    type: dict
+    required: true
+  files:
+    description: Configuration files of the app.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Absolute path on the host.
+        type: path
+        required: true
+      content:
+        description: The file's text.
+        type: str
+        required: true
+      mode:
+        description: The file's mode.
+        type: str
+        default: "0644"
+  timeout:
+    description: Seconds within which the app must be healthy.
+    type: int
+    default: 120
+  state:
+    description: Whether the app shall run.
+    type: str
+    choices: [present, absent]
+    default: present
+"""
+
+EXAMPLES = r"""
+- name: Run squid
+  dodas.cluster.podman_app:
+    definition:
+      id: /squid
+      cpus: 0.5
+      mem: 256
+      container:
+        type: DOCKER
+        docker:
+          image: localhost/dodas/squid:latest
+      portDefinitions:
+        - port: 3128
+          name: proxy
+      healthChecks:
+        - protocol: TCP
+          portIndex: 0
+"""
+
+RETURN = r"""
+restarted:
+  description: Whether the app was started or restarted.
+  returned: always
+  type: bool
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.dodas.cluster.plugins.module_utils.engine import definition
+from ansible_collections.dodas.cluster.plugins.module_utils.engine.podman import EngineError, PodmanApp
+
+
+def main():
+    file = {
+        "path": {"type": "path", "required": True},
+        # content may be a secret: files are hidden as a whole from logs, and shown in diffs by their mode
+        "content": {"type": "str", "required": True, "no_log": False},
+        "mode": {"type": "str", "default": "0644"},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "definition": {"type": "dict", "required": True},
+            "files": {"type": "list", "elements": "dict", "options": file, "default": []},
+            "timeout": {"type": "int", "default": 120},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        supports_check_mode=True,
+    )
+    parameters = module.params
+    try:
+        if parameters["state"] == "absent":
+            _absent(module)
+        app = PodmanApp(definition.parse(parameters["definition"]), parameters["files"])
+        plan = app.plan()
+        result = {
+            "changed": bool(plan["files"]) or plan["restart"],
+            "restarted": plan["restart"],
+            "diff": [one.diff() for one in plan["files"]],
+        }
+        if not module.check_mode:
+            app.apply(plan, parameters["timeout"])
+            app.wait_healthy(parameters["timeout"])
+        module.exit_json(**result)
+    except definition.DefinitionError as exc:
+        module.fail_json(msg=f"app definition: {exc}")
+    except (EngineError, OSError, ValueError, LookupError) as exc:
+        module.fail_json(msg=str(exc))
+
+
+def _absent(module):
+    minimal = {"id": module.params["definition"].get("id"), "container": {"docker": {"image": "none"}}}
+    app = PodmanApp(definition.parse(minimal))
+    there = app.exists()
+    if not module.check_mode:
+        app.remove()
+    module.exit_json(changed=there, restarted=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+#!/usr/bin/python
+# Copyright: the dodas developers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: probe_info
+short_description: Wait until probes hold
+version_added: 0.1.0
+description:
+  - Runs probes again and again until each has held once, or the deadline passes.
+  - A probe is a command that exits with status 0 and whose output matches, run on the host.
+author: [The dodas developers (@dodas)]
+attributes:
+  check_mode:
+    description: Can run in check mode and changes nothing.
+    support: full
+options:
+  probes:
+    description: What must hold.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: What the probe proves, in a few words.
+        type: str
+        required: true
+      command:
+        description: The command as a list of words.
+        type: list
+        elements: str
+        required: true
+      expect:
+        description: A regular expression that the output must contain. Its first group, if any, is shown as the result.
+        type: str
+        default: ""
+      detail:
+        description: Shown beside the result.
+        type: str
+        default: ""
+  timeout:
+    description: Seconds until all must have held. V(0) looks once.
+    type: int
+    default: 60
+"""
+
+EXAMPLES = r"""
+- name: Wait for the collector
+  dodas.cluster.probe_info:
+    probes:
+      - name: collector
+        command: [condor_status, -collector, -af, Name]
+        expect: "(.+)"
+"""
+
+RETURN = r"""
+probes:
+  description: One entry a probe, in the order given.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The probe's name.
+      returned: always
+      type: str
+    ok:
+      description: Whether it held.
+      returned: always
+      type: bool
+    output:
+      description: What it found, or why it did not hold.
+      returned: always
+      type: str
+    seconds:
+      description: When it held, counted from the start.
+      returned: always
+      type: float
+failed:
+  description: Whether a probe did not hold in time. RV(ignore:msg) then names the host, the probe and its last error.
+  returned: always
+  type: bool
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.dodas.cluster.plugins.module_utils import probes
+
+
+def main():
+    probe = {
+        "name": {"type": "str", "required": True},
+        "command": {"type": "list", "elements": "str", "required": True},
+        "expect": {"type": "str", "default": ""},
+        "detail": {"type": "str", "default": ""},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "probes": {"type": "list", "elements": "dict", "options": probe, "required": True},
+            "timeout": {"type": "int", "default": 60},
+        },
+        supports_check_mode=True,
+    )
+    results = probes.run(module.params["probes"], module.params["timeout"])
+    bad = [f"{one['name']}: {one['output']}" for one in results if not one["ok"]]
+    module.exit_json(
+        changed=False,
+        probes=results,
+        failed=bool(bad),
+        msg="; ".join(bad) if bad else "every probe holds",
+    )
+
+
+if __name__ == "__main__":
+    main()
