@@ -11,7 +11,8 @@ short_description: Several small files in one task
 version_added: 0.1.0
 description:
   - Writes files with the content, mode and owner given, and makes the directories that they are in.
-  - Each is replaced as a whole, or written in place where it is a mount (a container's resolv.conf). One task for all the files of a service, because each task costs a round trip to every host.
+  - Each is replaced as a whole, or written in place where it is a mount (a container's resolv.conf).
+  - One task for all the files of a service, because each task costs a round trip to every host.
 author: [The dodas developers (@dodas)]
 attributes:
   check_mode:

@@ -33,7 +33,8 @@ options:
     required: true
   archive:
     description:
-      - A folder. When given, the images named are also saved there as one archive, for hosts that have no access to the store.
+      - A folder. When given, the images named are also saved there as one archive, for hosts that have no access
+        to the store.
     type: path
   jobs:
     description: How many to build at once.

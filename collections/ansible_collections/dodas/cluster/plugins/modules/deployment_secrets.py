@@ -10,7 +10,8 @@ module: deployment_secrets
 short_description: Keys, secrets and certificates of one deployment
 version_added: 0.1.0
 description:
-  - Makes, once and for one deployment, random secrets, the authority that signs certificates of its servers, and these certificates.
+  - Makes, once and for one deployment, random secrets, the authority that signs certificates of its servers, and
+    these certificates.
   - A certificate is made anew when its names change or a third of its life is left. Everything has mode 0600.
   - Runs on the controller; the authority's key stays there.
 author: [The dodas developers (@dodas)]
@@ -29,7 +30,9 @@ options:
     type: path
     required: true
   secrets:
-    description: Names of secrets to have in C(secrets.json), 32 random bytes each in base64. One named C(..._password) also gets its scrypt hash.
+    description:
+      - Names of secrets to have in C(secrets.json), 32 random bytes each in base64.
+      - One named C(..._password) also gets its scrypt hash.
     type: list
     elements: str
     default: []

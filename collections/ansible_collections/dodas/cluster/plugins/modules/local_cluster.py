@@ -118,7 +118,10 @@ def main():
         result = {
             "plan": plan,
             "changed": any(plan.values()),
-            "diff": {"before": "\n".join(before) + "\n", "after": "\n".join(sorted(one["name"] for one in wanted)) + "\n"},
+            "diff": {
+                "before": "\n".join(before) + "\n",
+                "after": "\n".join(sorted(one["name"] for one in wanted)) + "\n",
+            },
         }
         if not module.check_mode:
             if parameters["state"] == "present":
