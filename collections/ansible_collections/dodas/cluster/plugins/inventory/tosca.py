@@ -149,11 +149,11 @@ class InventoryModule(BaseInventoryPlugin):
             raise SystemExit(_PARSER_ERROR) from None
 
     def _parse(self, path):
-        try:
-            # only when there is a template to read: tosca-parser takes a while to import
-            from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs, template
-        except ImportError as exc:
-            raise TemplateError(f"a TOSCA template needs tosca-parser: {exc}", path) from exc
+        # only when there is a template to read: tosca-parser takes a while to import
+        from ansible_collections.dodas.cluster.plugins.module_utils.tosca import deps, inputs, template
+
+        if deps.MISSING:
+            raise TemplateError(f"a TOSCA template needs tosca-parser: {deps.MISSING}", path)
         name = self.get_option("deployment") or Path(path).stem
         if not deployment.valid_name(name):
             hint = "set DODAS_DEPLOYMENT or dodas_deployment"

@@ -12,10 +12,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from toscaparser.common.exception import ExceptionCollector
-from toscaparser.elements.nodetype import NodeType
-from toscaparser.tosca_template import ToscaTemplate
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.deps import (
+    ExceptionCollector,
+    NodeType,
+    ToscaTemplate,
+    yaml,
+)
 
 SHIPPED = Path(__file__).with_name("types")
 SECTIONS = (
@@ -28,7 +30,6 @@ SECTIONS = (
     "policy_types",
     "group_types",
 )
-VERSIONS = tuple(ToscaTemplate.MAIN_TEMPLATE_VERSIONS)
 COMPUTE = "tosca.nodes.Compute"
 
 for _name in ("tosca", "toscaparser"):  # it logs the errors that it raises

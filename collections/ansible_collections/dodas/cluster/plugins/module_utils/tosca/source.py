@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.deps import SafeLoader, yaml
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
 
 LIMIT = 100_000  # nodes after aliases are expanded: a small file can describe a gigantic one
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     def construct_object(self, node, deep=False):
         try:
             return super().construct_object(node, deep=deep)

@@ -18,9 +18,9 @@ from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs 
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.definitions import (
     SECTIONS,
     SHIPPED,
-    VERSIONS,
     Definitions,
 )
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.deps import VERSIONS
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError, suggest
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.outputs import Scope
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.source import Source

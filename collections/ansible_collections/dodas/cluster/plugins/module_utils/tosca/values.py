@@ -11,7 +11,7 @@ import json
 import math
 import re
 
-import yaml
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.deps import yaml
 
 _SCALAR_UNITS = {
     "scalar-unit.size": {
