@@ -65,7 +65,8 @@ _FIELDS = {
         "disk": "podman cannot limit disk on every file system",
         "gpus": "use container.docker.parameters with key device",
         "fetch": "files come with the role", "uris": "files come with the role", "residency": "use a host volume",
-        "secrets": "write a file of mode 0600 and mount it", "upgradeStrategy": "one instance a host is restarted in place",
+        "secrets": "write a file of mode 0600 and mount it",
+        "upgradeStrategy": "one instance a host is restarted in place",
         "unreachableStrategy": "there is no agent to lose", "acceptedResourceRoles": "there are no offers",
         "readinessChecks": "use healthChecks", "ipAddress": "deprecated: use networks", "ports": "use portDefinitions",
         "requirePorts": "ports are always those asked for", "executor": "podman is the executor",
@@ -178,7 +179,8 @@ def _device(i, one):
 def _check(i, one, ports):
     path = f"healthChecks[{i}]."
     _known(f"healthChecks[{i}]", one)
-    protocol = {"MESOS_HTTP": "HTTP", "MESOS_HTTPS": "HTTPS", "MESOS_TCP": "TCP"}.get(one.get("protocol"), one.get("protocol"))
+    protocol = one.get("protocol")
+    protocol = {"MESOS_HTTP": "HTTP", "MESOS_HTTPS": "HTTPS", "MESOS_TCP": "TCP"}.get(protocol, protocol)
     if protocol not in ("HTTP", "HTTPS", "TCP", "COMMAND"):
         raise DefinitionError(f"{path}protocol: {protocol!r} is none of HTTP, HTTPS, TCP, COMMAND")
     port = one.get("port")

@@ -151,8 +151,8 @@ WantedBy=multi-user.target
 """
 
     def _running_digest(self):
-        shown = run("podman", "inspect", "--type=container", "--format={{.State.Status}} {{index .Config.Labels \"dodas.digest\"}}",
-                    self.container, check=False).split()  # fmt: skip
+        shape = '{{.State.Status}} {{index .Config.Labels "dodas.digest"}}'
+        shown = run("podman", "inspect", "--type=container", f"--format={shape}", self.container, check=False).split()
         return shown[1] if len(shown) == 2 and shown[0] == "running" else ""
 
     def _check_ports(self):
@@ -167,7 +167,8 @@ WantedBy=multi-user.target
                 try:
                     probe.bind(("0.0.0.0", port))
                 except OSError as exc:
-                    owner = re.search(r'users:\(\("([^"]+)",pid=(\d+)', run("ss", "-Hltnp", f"sport = :{port}", check=False))
+                    listeners = run("ss", "-Hltnp", f"sport = :{port}", check=False)
+                    owner = re.search(r'users:\(\("([^"]+)",pid=(\d+)', listeners)
                     who = f"{owner.group(1)} (process {owner.group(2)})" if owner else exc.strerror
                     raise EngineError(f"app {self.app.id}: port {port} ({name}) is in use by {who}") from exc
 
@@ -210,7 +211,9 @@ def _image_id(image):
 def _quote(word):
     """A word of a systemd command line: quoted, with specifiers and variables taken literally."""
     word = str(word).replace("%", "%%").replace("$", "$$")
-    return word if re.fullmatch(r"[\w@%+=:,./${}-]+", word) else '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if re.fullmatch(r"[\w@%+=:,./${}-]+", word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _read(path):
@@ -218,4 +221,3 @@ def _read(path):
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-

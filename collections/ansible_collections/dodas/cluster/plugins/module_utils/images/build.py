@@ -24,6 +24,7 @@ NEEDED_DISK_MB = 3000
 # Lent to builds where the machine has them: package clients' configuration and certificate authorities.
 LENT_FILES = ("/etc/pip.conf", "/etc/npmrc", "/etc/ssl/certs")
 
+
 def present(podman):
     """What the store holds: the size in bytes by reference."""
     found = {}
@@ -75,7 +76,12 @@ def listing(podman, images):
     """One entry an image: name, reference, present, size in bytes."""
     have = present(podman)
     return [
-        {"name": one.name, "reference": one.reference, "present": one.reference in have, "size": have.get(one.reference, 0)}
+        {
+            "name": one.name,
+            "reference": one.reference,
+            "present": one.reference in have,
+            "size": have.get(one.reference, 0),
+        }
         for one in images
     ]
 
@@ -91,7 +97,8 @@ def archive(podman, images, folder):
         partial = path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         names = [name for image in images for name in (image.reference, f"{PREFIX}{image.name}:latest")]
-        podman.run("save", "--quiet", "--multi-image-archive", "--output", partial, *names, store="images", timeout=TIMEOUT)
+        save = ("save", "--quiet", "--multi-image-archive", "--output", partial)
+        podman.run(*save, *names, store="images", timeout=TIMEOUT)
         partial.replace(path)
     return str(path), True
 

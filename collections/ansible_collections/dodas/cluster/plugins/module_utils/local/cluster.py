@@ -93,7 +93,8 @@ class LocalCluster:
             removed = self._remove(list(self.found()))
             # A kill in the middle of a creation can leave a layer that belongs to no container, and volumes.
             for one in self.podman.json("ps", "--all", "--external", "--format", "json"):
-                if one["Names"][0].startswith(f"{self.network}-") and (one.get("Labels") or {}).get(LABEL) in (None, self.name):
+                owner = (one.get("Labels") or {}).get(LABEL)
+                if one["Names"][0].startswith(f"{self.network}-") and owner in (None, self.name):
                     self.podman.run("rm", "--force", "--storage", one["Id"])
             listed = self.podman.run("volume", "ls", "--quiet", "--filter", f"label={LABEL}={self.name}").split()
             if listed:
@@ -162,7 +163,8 @@ class LocalCluster:
         # The same address keeps the same MAC: neighbours would otherwise talk to a removed host for half a minute.
         mac = "02:da:" + ":".join(f"{int(byte):02x}" for byte in address.split("."))
         options = [
-            "--privileged", "--cgroupns=private", "--hostname", name, "--network", f"{self.network}:ip={address},mac={mac}",
+            "--privileged", "--cgroupns=private", "--hostname", name,
+            "--network", f"{self.network}:ip={address},mac={mac}",
             "--label", f"{LABEL}={self.name}", "--label", f"dodas.host={name}", "--label", f"dodas.address={address}",
             "--stop-signal", "SIGRTMIN+3", "--env", "container=podman",
             # Hosts are privileged, and systemd and HTCondor would set kernel variables of the whole machine.

@@ -88,7 +88,13 @@ class Podman:
         command = self.command(*arguments, store=store)
         try:
             done = subprocess.run(
-                command, env=self.environment(), capture_output=True, text=True, timeout=timeout, input=data, check=False
+                command,
+                env=self.environment(),
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                input=data,
+                check=False,
             )
         except subprocess.TimeoutExpired as exc:
             raise PodmanError(f"podman {arguments[0]}: no answer in {timeout} s") from exc
