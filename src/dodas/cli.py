@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+from ansible_collections.dodas.cluster.plugins.module_utils import deployment as store
+from ansible_collections.dodas.cluster.plugins.module_utils.images import build, catalogue
+from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman, PodmanError
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs as tosca_inputs
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
+
+from dodas import cluster, deployments, jobs, machine, show
+from dodas.deployments import ROOT, Deployment
+from dodas.errors import DodasError, InputError
+
+DEFAULT_TEMPLATE = ROOT / "templates" / "tier3.yaml"
+
+
+def _complete_names(_context, _parameter, incomplete):
+    return [name for name in deployments.names() if name.startswith(incomplete)]
+
+
+def _complete_inputs(_context, _parameter, incomplete):
+    template = tosca.load(DEFAULT_TEMPLATE)
+    return [f"{name}=" for name in template.inputs if name.startswith(incomplete)]
+
+
+name_option = click.option("--name", "-n", metavar="NAME", shell_complete=_complete_names,
+                           help="The deployment; not needed when there is only one.")  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+yes_option = click.option("--yes", "-y", is_flag=True, help="Install what is needed without asking.")
+verbose_option = click.option("--verbose", "-v", count=True, help="Show what Ansible does; more with -vv.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option("0.1.0", prog_name="dodas")
+def main():
+    """HTCondor clusters on demand: one YAML file in, a working batch cluster out, and away again without a trace.
+
+    \b
+    A first cluster, on this machine:
+      ./dodas up                              make it, and prove that it works
+      ./dodas submit examples/dimuon --wait   run 18 jobs and fit a Z boson
+      ./dodas scale workers=4                 more workers
+      ./dodas down                            remove it
+    """
+
+
+@main.command()
+@click.argument("source", required=False, type=click.Path(path_type=Path), metavar="[TEMPLATE]")
+@click.option("--backend", type=click.Choice(deployments.BACKENDS), help="Where hosts come from.  [default: local]")
+@click.option("--engine", type=click.Choice(deployments.ENGINES), help="What runs the services.  [default: podman]")
+@click.option("--name", "-n", metavar="NAME", help="Name of the deployment.  [default: that of the template's file]")
+@click.option("-p", "--input", "pairs", multiple=True, metavar="NAME=VALUE", shell_complete=_complete_inputs,
+              help="An input of the template; may be repeated.")  # fmt: skip
+@click.option("--inputs", "inputs_file", type=click.Path(path_type=Path), help="Inputs from a YAML or JSON file.")
+@click.option("--plan", is_flag=True, help="Show what would change, and change nothing.")
+@yes_option
+@json_option
+@verbose_option
+def up(source, backend, engine, name, pairs, inputs_file, plan, yes, as_json, verbose):
+    """Make a cluster from a template, or finish or change the one that is there.
+
+    TEMPLATE is a TOSCA file (default: templates/tier3.yaml) or, for machines that exist, an Ansible inventory whose groups
+    are named after roles (see inventories/existing). Says complete only when every probe holds.
+    """
+    start = time.monotonic()
+    deployment = _deployment(source, backend, engine, name, pairs, inputs_file)
+    if deployment.backend == "local":
+        machine.become_root()
+        machine.ensure_packages(yes)
+    known = deployment.name in deployments.names()
+    if not known and not plan:
+        deployment.save()
+    try:
+        report = deployment.play("up", verbose=verbose, quiet=as_json, check=plan)
+    finally:
+        if not known and not plan and not deployment.hosts and not (deployment.directory / "secrets.json").exists():
+            _forget(deployment)
+    if plan:
+        sys.exit(report["status"])
+    if report["status"] == 0:
+        deployment.save()
+    found = cluster.describe(deployment, report)
+    if as_json:
+        click.echo(json.dumps({**found, "phases": report["phases"], "seconds": round(time.monotonic() - start, 1)}))
+    elif found["complete"]:
+        show.status(found)
+        show.how_to(found)
+        show.phases(report, time.monotonic() - start)
+        show.console.print(f"[bold green]complete[/]: {deployment.name}")
+    if not found["complete"]:
+        _explain(deployment, report, found)
+
+
+@main.command()
+@name_option
+@json_option
+def status(name, as_json):
+    """Look at a cluster: hosts, services and their health, probes, slots. Exit status 1 if something is wrong."""
+    deployment = deployments.only(name)
+    found = cluster.look(deployment)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        show.status(found)
+        show.how_to(found)
+    if not found["complete"]:
+        for error in found["errors"]:
+            click.echo(f"dodas: {error['host']}: {error['reason']}", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@name_option
+@click.option("--timeout", default=60, show_default=True, help="Seconds until every probe must have held.")
+@json_option
+def check(name, timeout, as_json):
+    """Wait until every probe holds, or name the host, the probe and its last error."""
+    deployment = deployments.only(name)
+    found = cluster.look(deployment, timeout)
+    if as_json:
+        click.echo(json.dumps(found))
+    if not found["complete"]:
+        _explain(deployment, {"errors": found["errors"], "status": 1}, found)
+    if not as_json:
+        click.echo(f"{deployment.name}: {len(found['probes'])} probes hold")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--wait/--no-wait", help="Watch the queue until all jobs ended, fetch the results, run the last step.")
+@click.option("--timeout", default=3600, show_default=True, help="Seconds to wait at most.")
+@name_option
+@json_option
+def submit(folder, wait, timeout, name, as_json):
+    """Run a FOLDER of jobs (see examples/README.md). Exit status 1 if a job or the last step fails."""
+    deployment = deployments.only(name)
+    batch = jobs.Batch(deployment, folder)
+    batch.submit()
+    result = {"cluster": batch.cluster, "jobs": batch.jobs, "name": batch.name}
+    if not as_json:
+        click.echo(f"submitted {batch.jobs} jobs as cluster {batch.cluster}")
+    if wait:
+        batch.wait(timeout, show=not as_json)
+        result.update(batch.results())
+        result["outputs"] = str(batch.fetch())
+        if not as_json:
+            workers = ", ".join(f"{host} {number}" for host, number in sorted(result["workers"].items()))
+            click.echo(f"{result['done']} of {batch.jobs} done ({workers}); results in {result['outputs']}")
+        good = result["failed"] == 0
+        if good and batch.finish() != 0:
+            raise DodasError(f"the last step failed: {' '.join(batch.file.finish)}")
+        if not good:
+            raise DodasError(f"{result['failed']} of {batch.jobs} jobs failed: see *.err in {result['outputs']}")
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+@main.command()
+@name_option
+@json_option
+def queue(name, as_json):
+    """Show the jobs in the queue."""
+    found = jobs.queue(deployments.only(name))
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for one in found:
+        click.echo(f"{one['id']:>8}  {one['owner']:<10} {one['state']:<12} {one['host']:<16} {one['command']}")
+    click.echo(f"{len(found)} jobs")
+
+
+@main.command()
+@click.argument("counts", nargs=-1, required=True, metavar="WORKERS=N...")
+@name_option
+@json_option
+@verbose_option
+def scale(counts, name, as_json, verbose):
+    """Change how many hosts there are of a kind: `scale workers=4`.
+
+    Touches only hosts that are new or leave; those that leave finish their jobs first.
+    """
+    start = time.monotonic()
+    deployment = deployments.only(name)
+    if deployment.backend == "existing":
+        raise InputError(f"the hosts of {deployment.name} are not ours to make: edit {deployment.source}, then ./dodas up")
+    wanted = _pairs(counts)
+    template = _load(deployment.source, deployment.inputs)
+    inputs = sorted(one["input"] for one in template.scalable.values() if one.get("input"))
+    for key in wanted:
+        if key not in inputs:
+            raise InputError(f"{key} does not set a number of hosts in {deployment.source}: {', '.join(inputs)} does")
+    deployment.inputs = {**deployment.inputs, **_load(deployment.source, {**deployment.inputs, **wanted}).values}
+    deployment.save()
+    report = deployment.play("scale", verbose=verbose, quiet=as_json)
+    found = cluster.describe(deployment, report)
+    if as_json:
+        seconds = round(time.monotonic() - start, 1)
+        click.echo(json.dumps({**found, "phases": report["phases"], "tasks": report.get("tasks"), "seconds": seconds}))
+    if not found["complete"]:
+        _explain(deployment, report, found)
+    if not as_json:
+        show.status(found)
+        show.phases(report, time.monotonic() - start)
+
+
+@main.command()
+@name_option
+@click.argument("which", required=False, metavar="[NAME]", shell_complete=_complete_names)
+@json_option
+@verbose_option
+def down(name, which, as_json, verbose):
+    """Remove a cluster: hosts, networks, volumes, keys and secrets. Images stay, for the next one."""
+    start = time.monotonic()
+    if name and which and name != which:
+        raise InputError(f"which deployment is it: {name} or {which}?")
+    deployment = deployments.only(name or which)
+    if deployment.backend == "local":
+        machine.become_root()
+    report = deployment.play("down", verbose=verbose, quiet=as_json)
+    if report["status"] != 0:
+        _explain(deployment, report, {"probes": []}, "down again finishes it")
+    seconds = round(time.monotonic() - start, 1)
+    click.echo(json.dumps({"name": deployment.name, "seconds": seconds}) if as_json else f"{deployment.name} is gone ({seconds} s)")
+
+
+@main.command("list")
+@json_option
+def list_(as_json):
+    """List the deployments."""
+    found = [Deployment.load(name) for name in deployments.names()]
+    if as_json:
+        rows = [{"name": one.name, "backend": one.backend, "source": str(one.source), "hosts": one.hosts} for one in found]
+        click.echo(json.dumps(rows))
+        return
+    for one in found:
+        click.echo(f"{one.name:<20} {one.backend:<10} {len(one.hosts):>3} hosts  {one.source}")
+
+
+@main.command()
+@click.argument("action", type=click.Choice(["list", "build", "prune"]), default="list")
+@click.argument("names", nargs=-1)
+@yes_option
+@json_option
+def images(action, names, yes, as_json):
+    """List the container images, build them (all, or those NAMES), or remove those that are out of date."""
+    machine.become_root()
+    machine.ensure_packages(yes)
+    try:
+        podman = Podman(store.home())
+        podman.configure()
+        every = catalogue.catalogue(ROOT / "containers", ROOT)
+        wanted = catalogue.with_parents(every, names or list(every))
+        if action == "build":
+            took = build.build(podman, wanted, ROOT, progress=None if as_json else _say_built)
+            if not as_json:
+                click.echo(f"{len(took)} built, {len(wanted) - len(took)} were there")
+        elif action == "prune":
+            for reference in build.prune(podman, every.values()):
+                click.echo(f"removed {reference}", err=as_json)
+        found = build.listing(podman, wanted)
+    except (PodmanError, catalogue.ImageError) as exc:
+        raise DodasError(str(exc)) from exc
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        show.images(found)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("host")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@name_option
+def ssh(host, command, name):
+    """Log in to a HOST of the cluster, or run a COMMAND on it."""
+    arguments = deployments.only(name).ssh(host, *command)
+    os.execvp(arguments[0], arguments)
+
+
+@main.command()
+@click.argument("app")
+@click.option("--host", help="On this host.  [default: the first that runs it]")
+@click.option("--follow", "-f", is_flag=True, help="Go on as lines come.")
+@click.option("--lines", default=50, show_default=True, help="How many lines to begin with.")
+@name_option
+def logs(app, host, follow, lines, name):
+    """Show what an APP logged: identity, credentials, squid, conditions, htcondor or worker."""
+    deployment = deployments.only(name)
+    if not re.fullmatch(r"[a-z-]+", app):
+        raise InputError(f"{app!r} is no app")
+    host = host or deployment.host_of(app)
+    command = ["journalctl", "--unit", f"dodas-{app}", "--lines", str(lines), "--no-pager", "--output=short-iso"]
+    sys.exit(subprocess.run(deployment.ssh(host, *command, *(["--follow"] if follow else [])), check=False).returncode)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell):
+    """Print tab completion for a SHELL: eval "$(./dodas completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    script = get_completion_class(shell)(main, {}, "dodas", "_DODAS_COMPLETE").source()
+    click.echo(script)
+
+
+def _deployment(source, backend, engine, name, pairs, inputs_file):
+    """The deployment that `up` is about: the one recorded, with what is given now. Raises InputError."""
+    if name and not store.valid_name(name):
+        raise InputError(f"deployment name {name!r} must be lower-case letters, digits and dashes, 31 at most")
+    if name and source is None and name in deployments.names():
+        source = Deployment.load(name).source
+    source = (source or DEFAULT_TEMPLATE).resolve()
+    name = name or (source.parent.name if source.stem == "hosts" else source.stem)
+    if not store.valid_name(name):
+        raise InputError(f"{name!r} cannot name a deployment: give it another with --name")
+    known = Deployment.load(name) if name in deployments.names() else None
+    if known and known.source != source:
+        raise InputError(f"deployment {name} exists, made from {known.source}: give this one another --name, or ./dodas down {name}")
+    backend = backend or (known.backend if known else ("local" if _is_tosca(source) else "existing"))
+    if known and backend != known.backend:
+        raise InputError(f"deployment {name} exists with backend {known.backend}: ./dodas down {name} first")
+    if backend == "local" and not _is_tosca(source):
+        raise InputError(f"{source}: backend local needs a TOSCA template, and this is none")
+    given = {}
+    if backend == "local":
+        try:
+            given = {**(tosca_inputs.read(str(inputs_file)) if inputs_file else {}), **_pairs(pairs)}
+        except TemplateError as exc:
+            raise InputError(str(exc)) from exc
+        given = _load(source, {**(known.inputs if known else {}), **given}).values
+    elif pairs or inputs_file:
+        raise InputError("an inventory has no inputs: set variables in it")
+    return Deployment(name, source, backend, engine or "podman", given)
+
+
+def _is_tosca(path):
+    try:
+        return "tosca_definitions_version" in path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; templates/ has some to start from") from None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path}: {exc}") from exc
+
+
+def _load(path, inputs):
+    try:
+        return tosca.load(str(path), inputs)
+    except TemplateError as exc:
+        raise InputError(str(exc)) from exc
+
+
+def _pairs(pairs):
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise InputError(f"{pair!r} is not of the form NAME=VALUE")
+        found[key] = value
+    return found
+
+
+def _forget(deployment):
+    """Leave nothing of a deployment of which nothing was made."""
+    for path in sorted(deployment.directory.glob("*")):
+        path.unlink()
+    deployment.directory.rmdir()
+
+
+def _explain(deployment, report, found, advice="./dodas up goes on from here, ./dodas down removes it"):
+    """Say what is wrong, host by host, and end with exit status 1."""
+    for error in report["errors"]:
+        click.echo(f"dodas: {error['host']}: {error['task']}: {error['reason']}", err=True)
+    raise DodasError(f"{deployment.name} is not complete: {advice}")
+
+
+def _say_built(name, seconds):
+    click.echo(f"  {name}: building" if seconds is None else f"  {name}: {seconds} s")

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deployments as the command line knows them: a name, what they were made from, and how to run a playbook on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ansible_collections.dodas.cluster.plugins.module_utils import deployment as store
+
+from dodas.errors import DodasError, InputError
+
+ROOT = Path(os.environ.get("DODAS_ROOT", Path(__file__).resolve().parents[2]))
+BACKENDS = ("local", "existing")
+ENGINES = ("podman",)
+
+
+@dataclass
+class Deployment:
+    """`source` is the TOSCA template, or for the backend `existing` an Ansible inventory."""
+
+    name: str
+    source: Path
+    backend: str = "local"
+    engine: str = "podman"
+    inputs: dict = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, name):
+        """The deployment recorded under `name`. Raises InputError."""
+        path = _directory(name)
+        record = store.read_json(path / "deployment.json")
+        if record is None:
+            there = ", ".join(names()) or "none"
+            raise InputError(f"there is no deployment {name!r} (there are: {there}); ./dodas up makes one")
+        inputs = store.read_json(path / "inputs.json", {})
+        return cls(name, Path(record["source"]), record["backend"], record["engine"], inputs)
+
+    @property
+    def directory(self):
+        """Where its state is."""
+        return _directory(self.name)
+
+    @property
+    def hosts(self):
+        """Addresses by host."""
+        return store.read_json(self.directory / "hosts.json", {})
+
+    def save(self):
+        """Record it, so that later commands need only its name."""
+        record = {"source": str(self.source), "backend": self.backend, "engine": self.engine}
+        store.write_json(self.directory / "inputs.json", self.inputs)
+        store.write_json(self.directory / "deployment.json", record)
+
+    def play(self, playbook, variables=None, verbose=0, quiet=False, check=False):
+        """Run a playbook on the deployment; returns its report (see the callback `progress`) with its exit status."""
+        command = [_ansible(), "-i", str(self.source), str(ROOT / "playbooks" / f"{playbook}.yml")]
+        command += ["-e", json.dumps(variables)] if variables else []
+        command += ["--check", "--diff"] if check else []
+        command += [f"-{'v' * verbose}"] if verbose else []
+        environment = {**os.environ, **self._environment(), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+        if not verbose:
+            environment["ANSIBLE_STDOUT_CALLBACK"] = "dodas.cluster.progress"
+        with tempfile.TemporaryDirectory() as scratch:
+            report = Path(scratch) / "report.json"
+            environment["DODAS_REPORT"] = str(report)
+            output = subprocess.DEVNULL if quiet else None
+            try:
+                status = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, check=False).returncode
+            except KeyboardInterrupt:
+                raise DodasError("interrupted: ./dodas up finishes what was begun, ./dodas down removes it") from None
+            return {"errors": [], "probes": {}, "phases": [], **store.read_json(report, {}), "status": status}
+
+    def ssh(self, host, *command):
+        """The argument list that runs a command on a host. Raises InputError for a host that it has not."""
+        if host not in self.hosts:
+            raise InputError(f"deployment {self.name} has no host {host!r}: {', '.join(self.hosts) or 'it has none yet'}")
+        one = self.hosts[host]
+        ssh = self.directory / "ssh"
+        options = [
+            "-i", one.get("key", str(ssh / "id_ed25519")), "-p", str(one.get("port", 22)),
+            "-o", f"UserKnownHostsFile={one.get('known_hosts', ssh / 'known_hosts')}", "-o", "StrictHostKeyChecking=yes",
+            "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10",
+            "-o", "ControlMaster=auto", "-o", "ControlPersist=30", "-o", f"ControlPath={ssh}/%C",
+        ]  # fmt: skip
+        return ["ssh", *options, f"{one.get('user', 'root')}@{one['address']}", *command]
+
+    def run(self, host, *command, data=None, timeout=60, check=True):
+        """Run a command on a host, return what it printed (bytes when `data` is bytes). Raises DodasError."""
+        text = not isinstance(data, bytes)
+        try:
+            done = subprocess.run(
+                self.ssh(host, *command), input=data, capture_output=True, text=text, timeout=timeout, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise DodasError(f"{host}: {command[0]}: no answer in {timeout} s") from None
+        if check and done.returncode != 0:
+            error = done.stderr if text else done.stderr.decode(errors="replace")
+            raise DodasError(f"{host}: {error.strip() or f'{command[0]} failed with status {done.returncode}'}")
+        return done.stdout
+
+    def host_of(self, group):
+        """The first host of a group."""
+        hosts = self.inventory().get(group, {}).get("hosts")
+        if not hosts:
+            raise DodasError(f"deployment {self.name} has no {group}")
+        return hosts[0]
+
+    def inventory(self):
+        """Groups and hosts, as `ansible-inventory --list` tells them; asked once."""
+        if not hasattr(self, "_inventory"):
+            command = [_ansible("ansible-inventory"), "-i", str(self.source), "--list"]
+            environment = {**os.environ, **self._environment(), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise DodasError(done.stderr.strip())
+            self._inventory = json.loads(done.stdout)
+        return self._inventory
+
+    def _environment(self):
+        return {
+            "DODAS_DEPLOYMENT": self.name,
+            "DODAS_BACKEND": self.backend,
+            "DODAS_ENGINE": self.engine,
+            "DODAS_HOME": str(store.home()),
+            "DODAS_INPUTS": str(self.directory / "inputs.json"),
+        }
+
+
+def names():
+    """Names of the recorded deployments."""
+    folder = store.home() / "deployments"
+    return sorted(path.parent.name for path in folder.glob("*/deployment.json")) if folder.is_dir() else []
+
+
+def only(name):
+    """The deployment named, or the only one when no name is given. Raises InputError."""
+    if name:
+        return Deployment.load(name)
+    found = names()
+    if len(found) == 1:
+        return Deployment.load(found[0])
+    if not found:
+        raise InputError("there is no deployment; ./dodas up makes one")
+    raise InputError(f"there are several deployments, name one with --name: {', '.join(found)}")
+
+
+def _directory(name):
+    try:
+        return store.deployment_dir(name)
+    except ValueError as exc:
+        raise InputError(str(exc)) from exc
+
+
+def _ansible(program="ansible-playbook"):
+    return str(Path(sys.executable).with_name(program))

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a folder of jobs on a cluster: copy, publish, submit, watch the queue, fetch the results, finish.
+
+`job.yaml` in the folder says how; examples/README.md explains its keys.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dodas.errors import DodasError, InputError
+
+JOBS = "/var/lib/dodas/htcondor/jobs"
+CONDITIONS = "/var/lib/dodas/conditions"
+CONDITIONS_URL = "http://conditions.service.consul:8088"
+STATES = {1: "idle", 2: "running", 3: "removed", 4: "completed", 5: "held", 6: "transferring", 7: "suspended"}
+HELD = 5
+PAUSE = 0.5  # seconds between two looks at the queue
+
+
+class JobFile(BaseModel):
+    """job.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    submit: str
+    publish: str | None = None
+    outputs: str = "results"
+    finish: list[str] | None = None
+
+
+def read(folder):
+    """The job file of a folder. Raises InputError that names the file and the key."""
+    path = Path(folder) / "job.yaml"
+    try:
+        found = JobFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; examples/README.md shows what a folder of jobs needs") from None
+    except (yaml.YAMLError, OSError) as exc:
+        raise InputError(f"{path}: {' '.join(str(exc).split())}") from exc
+    except ValidationError as exc:
+        one = exc.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}") from exc
+    for name in (found.submit, found.publish):
+        if name and not (path.parent / name).exists():
+            raise InputError(f"{path}: {name} does not exist")
+    return found
+
+
+class Batch:
+    """One submission of a folder: `cluster` is HTCondor's number, `jobs` how many processes it has."""
+
+    def __init__(self, deployment, folder):
+        self.deployment = deployment
+        self.folder = Path(folder).resolve()
+        self.file = read(self.folder)
+        self.front = deployment.host_of("htcondor")
+        self.name = re.sub(r"[^a-z0-9-]", "-", self.folder.name.lower()) + time.strftime("-%Y%m%d-%H%M%S")
+        self.remote = f"{JOBS}/{self.name}"
+        self.cluster = None
+        self.jobs = 0
+
+    def submit(self):
+        """Copy the folder to the schedd, publish what is to be published, and submit. Raises DodasError."""
+        arguments = []
+        if self.file.publish:
+            origin = self.deployment.host_of("conditions")
+            self._copy(origin, self.folder / self.file.publish, f"{CONDITIONS}/{self.name}", "0:0")
+            arguments.append(f"conditions_url={CONDITIONS_URL}/{self.name}")
+        self._copy(self.front, self.folder, self.remote, "2000:2000")
+        submit = shlex.join(["condor_submit", "-terse", *arguments, self.file.submit])
+        printed = self._condor(f"mkdir -p {shlex.quote(self.file.outputs)} && {submit}")
+        found = re.search(r"^(\d+)\.(\d+) - \d+\.(\d+)$", printed, re.M)
+        if not found:
+            raise DodasError(f"condor_submit answered: {printed.strip()}")
+        self.cluster, self.jobs = int(found.group(1)), int(found.group(3)) - int(found.group(2)) + 1
+
+    def wait(self, timeout, show=True):
+        """Watch the queue until every job has left it; a bar shows it. Raises DodasError for held jobs and time-outs."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
+                   TimeElapsedColumn())  # fmt: skip
+        deadline = time.monotonic() + timeout
+        with Progress(*columns, disable=not show) as progress:
+            bar = progress.add_task(f"cluster {self.cluster}", total=self.jobs, detail="")
+            while True:
+                queue = self._queue()
+                counts = Counter(STATES.get(state, "other") for state, _ in queue)
+                detail = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+                progress.update(bar, completed=self.jobs - len(queue), detail=detail or "done")
+                held = [reason for state, reason in queue if state == HELD]
+                if held:
+                    raise DodasError(f"{len(held)} of {self.jobs} jobs are held: {held[0]}")
+                if not queue:
+                    return
+                if time.monotonic() > deadline:
+                    raise DodasError(f"cluster {self.cluster}: {detail} after {timeout} s; it goes on: ./dodas queue")
+                time.sleep(PAUSE)
+
+    def results(self):
+        """How the jobs ended: {"done": n, "failed": n, "workers": {machine: n}}."""
+        attributes = "ExitCode ExitBySignal LastRemoteHost"
+        ended = self._condor(f"condor_history {self.cluster} -limit {self.jobs} -af {attributes}").splitlines()
+        good = [line for line in ended if line.split()[:2] == ["0", "false"]]
+        machines = Counter(re.sub(r".*@([^.]+).*", r"\1", line.split()[2]) for line in ended)
+        return {"done": len(good), "failed": self.jobs - len(good), "workers": dict(machines)}
+
+    def fetch(self):
+        """Copy the outputs back into the folder; returns where they are."""
+        data = self.deployment.run(self.front, f"tar -C {shlex.quote(self.remote)} -c {shlex.quote(self.file.outputs)}",
+                                   data=b"", timeout=600)  # fmt: skip
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            archive.extractall(self.folder, filter="data")
+        return self.folder / self.file.outputs
+
+    def finish(self):
+        """Run the last step on this machine, in the folder; returns its exit status."""
+        if not self.file.finish:
+            return 0
+        program, *arguments = self.file.finish
+        command = [sys.executable if program == "python" else program, *arguments]
+        return subprocess.run(command, cwd=self.folder, check=False).returncode
+
+    def _queue(self):
+        printed = self._condor(f"condor_q {self.cluster} -af:V JobStatus HoldReason")
+        lines = (line.split(maxsplit=1) for line in printed.splitlines() if line.strip())
+        return [(int(words[0]), words[1].strip('"') if len(words) > 1 else "") for words in lines]
+
+    def _condor(self, command):
+        inside = shlex.join(["sh", "-c", command])
+        return self.deployment.run(self.front, f"podman exec -u dodas -w {shlex.quote(self.remote)} dodas-htcondor {inside}")
+
+    def _copy(self, host, source, target, owner):
+        """Copy a folder to a host as a whole, without what an earlier run brought back."""
+        leave_out = {self.file.outputs, "__pycache__"}
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            archive.add(source, ".", filter=lambda one: None if Path(one.name).parts[:1] in [(n,) for n in leave_out] else one)
+        where = shlex.quote(target)
+        script = f"mkdir -p {where} && tar -C {where} --no-same-owner -x && chown -R {owner} {where}"
+        self.deployment.run(host, script, data=buffer.getvalue(), timeout=600)
+
+
+def queue(deployment):
+    """The jobs of all users that are in the queue: [{id, owner, state, host, command}]."""
+    attributes = "ClusterId ProcId Owner JobStatus RemoteHost Cmd"
+    printed = deployment.run(
+        deployment.host_of("htcondor"), f"podman exec dodas-htcondor condor_q -allusers -af {attributes}"
+    )
+    found = []
+    for line in printed.splitlines():
+        cluster, process, owner, state, host, command = line.split(maxsplit=5)
+        host = "" if host == "undefined" else re.sub(r".*@([^.]+).*", r"\1", host)
+        found.append({"id": f"{cluster}.{process}", "owner": owner, "state": STATES.get(int(state), state), "host": host,
+                      "command": command})  # fmt: skip
+    return found

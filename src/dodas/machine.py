@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the backend `local` needs of this machine: root, and a few Debian packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import click
+from ansible_collections.dodas.cluster.plugins.module_utils import host
+
+from dodas.deployments import ROOT
+from dodas.errors import DodasError
+
+PACKAGES = ("podman", "crun", "netavark", "aardvark-dns", "iptables", "nftables", "mmdebstrap", "openssh-client")
+
+
+def become_root():
+    """Run this very command again as root, where it is not yet. Raises DodasError where there is no way."""
+    if os.geteuid() == 0:
+        return
+    if not shutil.which("sudo"):
+        raise DodasError("the local backend makes hosts that run systemd and needs root: become root, or install sudo")
+    click.echo("dodas: the local backend needs root: sudo", err=True)
+    os.execvp("sudo", ["sudo", "--preserve-env=DODAS_HOME,DODAS_CACHE,DODAS_IMAGES", str(ROOT / "dodas"), *sys.argv[1:]])
+
+
+def ensure_packages(yes):
+    """Install the packages that are missing, after saying so. Raises DodasError."""
+    if not shutil.which("dpkg-query"):
+        missing = [name for name in ("podman", "crun", "mmdebstrap") if not shutil.which(name)]
+        if missing:
+            raise DodasError(f"please install {' '.join(missing)}: only Debian's packages are installed by dodas itself")
+        return
+    missing = host.missing_packages(PACKAGES)
+    if not missing:
+        return
+    text = f"the local backend needs the Debian packages {' '.join(missing)}"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise DodasError(f"{text}: say --yes to have them installed")
+        click.confirm(f"{text}. Install them?", default=True, abort=True)
+    click.echo(f"installing {' '.join(missing)}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *missing]):
+        done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise DodasError(f"apt-get {command[0]} failed: {(done.stderr.strip() or done.stdout.strip())[-400:]}")
