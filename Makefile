@@ -16,7 +16,7 @@ lint: ## what can be said without running anything
 	@$(RUN) tests/lint/run
 
 unit: ## libraries and services, on loopback
-	@$(RUN) pytest tests/unit
+	@$(RUN) pytest -n 4 --dist loadfile tests/unit
 
 molecule: ## roles, on hosts that are containers
 	@$(RUN) molecule test --all

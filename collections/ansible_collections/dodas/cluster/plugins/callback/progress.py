@@ -57,7 +57,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_no_hosts_matched(self):
         self._phase = None
 
-    def v2_playbook_on_task_start(self, task, is_conditional):
+    def v2_playbook_on_task_start(self, task, is_conditional=False):
         self.tasks += 1
         name = task.get_name().strip()
         if self._live and self._phase and not name.startswith(("Gathering", "meta")):
@@ -77,7 +77,7 @@ class CallbackModule(CallbackBase):
         mark = "✗" if phase["failed"] else "✓"
         what = f"{phase['changed']} changed" if phase["changed"] else "unchanged"
         self._show("")
-        self._display.display(f"{mark} {phase['name']:<34}{hosts:>3} host{'s' if hosts > 1 else ' '}  {what:<12}{seconds:>7.1f} s")
+        self._display.display(f"{mark} {phase['name']:<30}{hosts:>4} host{'s' if hosts > 1 else ' '}  {what:<12}{seconds:>7.1f} s")
 
     def _show(self, text):
         if self._live:

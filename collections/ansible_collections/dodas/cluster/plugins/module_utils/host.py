@@ -7,6 +7,7 @@ Runs on managed hosts: standard library only.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import resource
 import shutil
@@ -130,6 +131,7 @@ def describe(packages=(), programs=()):
         "os": os_release(),
         "address": default_address(),
         "hostname": socket.gethostname(),
+        "user": pwd.getpwuid(os.geteuid()).pw_name,
         "container": bool(os.environ.get("container")) or Path("/run/systemd/container").exists(),
         "free_disk_mb": disk.free // 2**20,
         "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,

@@ -76,6 +76,10 @@ host:
       description: The IPv4 address used to reach others.
       returned: always
       type: str
+    user:
+      description: The user that tasks run as.
+      returned: always
+      type: str
     container:
       description: Whether the host is a container.
       returned: always
