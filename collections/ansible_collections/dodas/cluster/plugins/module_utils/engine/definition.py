@@ -8,6 +8,7 @@ library only.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -56,6 +57,7 @@ class App:
 
 
 # What a definition may contain, by path. True: read here. A string: why no engine of ours on one host honours it.
+# A refused field that is empty (`"gpus": 0`, as Marathon returns it) asks for nothing and passes.
 _FIELDS = {
     "": {
         "id": True, "cmd": True, "args": True, "cpus": True, "mem": True, "instances": True, "env": True, "user": True,
@@ -70,8 +72,14 @@ _FIELDS = {
         "unreachableStrategy": "there is no agent to lose", "acceptedResourceRoles": "there are no offers",
         "readinessChecks": "use healthChecks", "ipAddress": "deprecated: use networks", "ports": "use portDefinitions",
         "requirePorts": "ports are always those asked for", "executor": "podman is the executor",
+        "backoffFactor": "systemd waits backoffSeconds each time", "killSelection": "there is one instance",
+        "maxLaunchDelaySeconds": "systemd waits backoffSeconds each time",
     },
     "container": {"type": True, "docker": True, "volumes": True, "portMappings": "containers use the host's network"},
+    "container.volumes": {"hostPath": True, "containerPath": True, "mode": True,
+                          "persistent": "use hostPath", "external": "use hostPath"},
+    "container.docker.parameters": {"key": True, "value": True},
+    "portDefinitions": {"port": True, "name": True, "protocol": True, "labels": "labels are the app's"},
     "container.docker": {"image": True, "privileged": True, "forcePullImage": "images are put on hosts beforehand",
                          "parameters": True},
     "healthChecks": {"protocol": True, "path": True, "port": True, "portIndex": True, "command": True,
@@ -80,90 +88,137 @@ _FIELDS = {
 }  # fmt: skip
 
 
+_NAME = r"[a-z][a-z0-9-]{0,40}"
+_ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_LABEL = r"[A-Za-z0-9_-]{1,128}"  # what Consul takes as a service's metadata
+
+
 def parse(definition):
     """The App that a definition describes. Raises DefinitionError."""
     _known("", definition)
-    name = _typed(definition, "id", str, required=True)
-    if not re.fullmatch(r"/?[a-z][a-z0-9-]{0,40}", name):
-        raise DefinitionError(f"id: {name!r} must be lower-case letters, digits and dashes")
     container = _typed(definition, "container", dict, required=True)
     _known("container", container)
     if container.get("type", "DOCKER") not in ("DOCKER", "MESOS"):
         raise DefinitionError(f"container.type: {container['type']!r} is neither DOCKER nor MESOS")
     docker = _typed(container, "docker", dict, "container.", required=True)
     _known("container.docker", docker)
-    if definition.get("instances", 1) != 1:
+    image = _typed(docker, "image", str, "container.docker.", required=True)
+    if not re.match(r"\w", image):
+        raise DefinitionError(f"container.docker.image: {image!r} is no image's name")
+    if _number(definition, "instances", 1) != 1:
         raise DefinitionError("instances: this engine runs one instance on each host of the app's group")
-    for i, network in enumerate(definition.get("networks", [])):
+    for i, network in enumerate(_typed(definition, "networks", list, default=[])):
         if network != {"mode": "host"}:
             raise DefinitionError(f"networks[{i}]: this engine offers only mode host")
+    if definition.get("cmd") and definition.get("args"):
+        raise DefinitionError("cmd: give either cmd or args")
     ports = [_port(i, one) for i, one in enumerate(_typed(definition, "portDefinitions", list, default=[]))]
-    checks = [_check(i, one, ports) for i, one in enumerate(_typed(definition, "healthChecks", list, default=[]))]
-    mem = _number(definition, "mem", 128)
+    parameters = enumerate(_typed(docker, "parameters", list, "container.docker.", default=[]))
     return App(
-        id=name.strip("/"),
-        image=_typed(docker, "image", str, "container.docker.", required=True),
-        args=_typed(definition, "args", list, default=[]),
+        id=_name("id", _typed(definition, "id", str, required=True)),
+        image=image,
+        args=_scalars("args", enumerate(_typed(definition, "args", list, default=[]))),
         cmd=_typed(definition, "cmd", str, default=""),
-        cpus=_number(definition, "cpus", 1.0),
-        mem=int(mem),
-        env={key: str(value) for key, value in _typed(definition, "env", dict, default={}).items()},
+        # 0 would mean no limit at all
+        cpus=_number(definition, "cpus", 1.0, least=0.01),
+        mem=int(_number(definition, "mem", 128, least=1)),
+        env=_mapping("env", _typed(definition, "env", dict, default={}), _ENV_NAME),
         user=_typed(definition, "user", str, default=""),
         privileged=_typed(docker, "privileged", bool, "container.docker.", default=False),
-        devices=[_device(i, one) for i, one in enumerate(docker.get("parameters", []))],
+        devices=[_device(i, one) for i, one in parameters],
         volumes=[_volume(i, one) for i, one in enumerate(_typed(container, "volumes", list, "container.", default=[]))],
         ports=ports,
-        checks=checks,
-        dependencies=[one.strip("/") for one in _typed(definition, "dependencies", list, default=[])],
-        labels=_typed(definition, "labels", dict, default={}),
+        checks=[_check(i, one, ports) for i, one in enumerate(_typed(definition, "healthChecks", list, default=[]))],
+        dependencies=[
+            _name(f"dependencies[{i}]", one)
+            for i, one in enumerate(_typed(definition, "dependencies", list, default=[]))
+        ],
+        labels=_mapping("labels", _typed(definition, "labels", dict, default={}), _LABEL),
         kill_grace=int(_number(definition, "taskKillGracePeriodSeconds", 10)),
         backoff=int(_number(definition, "backoffSeconds", 1)),
     )
 
 
+def _name(path, value):
+    if not isinstance(value, str) or not re.fullmatch(f"/?{_NAME}", value):
+        raise DefinitionError(f"{path}: {value!r} must be lower-case letters, digits and dashes")
+    return value.strip("/")
+
+
+def _scalars(path, items):
+    """Texts and numbers as texts, from (index, value) pairs."""
+    values = []
+    for i, value in items:
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise DefinitionError(f"{path}[{i}]: must be a text or a number, not {type(value).__name__}")
+        values.append(str(value))
+    return values
+
+
+def _mapping(path, given, names):
+    """Names to texts. A value is not shown when it is wrong: it may be a secret."""
+    for key, value in given.items():
+        if not re.fullmatch(names, str(key)):
+            raise DefinitionError(f"{path}.{key}: the name must match {names}")
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise DefinitionError(f"{path}.{key}: must be a text or a number, not {type(value).__name__}")
+        if re.search(r"[\n\r\0]", str(value)):
+            raise DefinitionError(f"{path}.{key}: must be one line")
+    return {key: str(value) for key, value in given.items()}
+
+
 def _known(path, mapping):
     if not isinstance(mapping, dict):
         raise DefinitionError(f"{path or 'definition'}: must be a mapping")
-    fields = _FIELDS[re.sub(r"\[\d+\]$", "", path)]
+    fields = _FIELDS[re.sub(r"\[\d+\]$", "", path)]  # one rule for all elements of a list
     for key in mapping:
         where = f"{path}.{key}" if path else key
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
             raise DefinitionError(f"{where}: unknown field" + (f"; did you mean {near[0]}?" if near else ""))
-        if fields[key] is not True:
+        if fields[key] is not True and mapping[key]:
             raise DefinitionError(f"{where}: the podman engine does not do this: {fields[key]}")
 
 
 def _typed(mapping, key, kind, path="", default=None, required=False):
-    value = mapping.get(key, default)
+    value = mapping.get(key)
     if value is None and required:
         raise DefinitionError(f"{path}{key}: is missing")
     if value is not None and not isinstance(value, kind):
-        raise DefinitionError(f"{path}{key}: must be a {kind.__name__}, got {value!r}")
-    return value
+        raise DefinitionError(f"{path}{key}: must be a {kind.__name__}, not {type(value).__name__}")
+    return default if value is None else value
 
 
 def _number(mapping, key, default, path="", least=0):
     value = mapping.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
         raise DefinitionError(f"{path}{key}: must be a number of at least {least}, got {value!r}")
     return value
 
 
 def _port(i, one):
-    path = f"portDefinitions[{i}]."
-    port = _number(one, "port", 0, path, 1)
-    if port > 65535:
-        raise DefinitionError(f"{path}port: {port} is above 65535")
-    return one.get("name", f"port{i}"), int(port), one.get("protocol", "tcp")
+    path = f"portDefinitions[{i}]"
+    _known(path, one)
+    protocol = one.get("protocol", "tcp")
+    if protocol not in ("tcp", "udp", "udp,tcp"):
+        raise DefinitionError(f"{path}.protocol: {protocol!r} is none of tcp, udp, udp,tcp")
+    return _typed(one, "name", str, f"{path}.", f"port{i}"), _port_number(one, f"{path}."), protocol
+
+
+def _port_number(mapping, path):
+    port = _number(mapping, "port", 0, path, 1)
+    if port > 65535 or port != int(port):
+        raise DefinitionError(f"{path}port: {port} is no port: they are whole numbers from 1 to 65535")
+    return int(port)
 
 
 def _volume(i, one):
     path = f"container.volumes[{i}]."
+    _known(f"container.volumes[{i}]", one)
     host, inside = (_typed(one, key, str, path, required=True) for key in ("hostPath", "containerPath"))
     mode = one.get("mode", "RO")
     for key, value in (("hostPath", host), ("containerPath", inside)):
-        if not value.startswith("/") or ":" in value:
+        if not value.startswith("/") or ":" in value:  # podman splits at colons
             raise DefinitionError(f"{path}{key}: {value!r} must be an absolute path without colons")
     if mode not in ("RO", "RW"):
         raise DefinitionError(f"{path}mode: {mode!r} is neither RO nor RW")
@@ -171,31 +226,34 @@ def _volume(i, one):
 
 
 def _device(i, one):
+    path = f"container.docker.parameters[{i}]"
+    _known(path, one)
     if one.get("key") != "device":
-        raise DefinitionError(f"container.docker.parameters[{i}]: only key device is passed on, got {one.get('key')!r}")
-    return one["value"]
+        raise DefinitionError(f"{path}.key: only device is passed on, got {one.get('key')!r}")
+    return _typed(one, "value", str, f"{path}.", required=True)
 
 
 def _check(i, one, ports):
     path = f"healthChecks[{i}]."
     _known(f"healthChecks[{i}]", one)
-    protocol = one.get("protocol")
-    protocol = {"MESOS_HTTP": "HTTP", "MESOS_HTTPS": "HTTPS", "MESOS_TCP": "TCP"}.get(protocol, protocol)
+    protocol = str(one.get("protocol")).removeprefix("MESOS_")
     if protocol not in ("HTTP", "HTTPS", "TCP", "COMMAND"):
-        raise DefinitionError(f"{path}protocol: {protocol!r} is none of HTTP, HTTPS, TCP, COMMAND")
-    port = one.get("port")
-    if protocol != "COMMAND" and port is None:
+        raise DefinitionError(f"{path}protocol: {one.get('protocol')!r} is none of HTTP, HTTPS, TCP, COMMAND")
+    port, command = 0, ""
+    if protocol == "COMMAND":
+        given = _typed(one, "command", dict, path, required=True)
+        command = _typed(given, "value", str, f"{path}command.", required=True)
+    elif one.get("port") is not None:
+        port = _port_number(one, path)
+    else:
         index = one.get("portIndex", 0)
-        if not isinstance(index, int) or not 0 <= index < len(ports):
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(ports):
             raise DefinitionError(f"{path}portIndex: {index!r} names no portDefinition")
         port = ports[index][1]
-    command = (one.get("command") or {}).get("value", "")
-    if protocol == "COMMAND" and not command:
-        raise DefinitionError(f"{path}command.value: is missing")
     return HealthCheck(
         protocol=protocol,
-        port=port or 0,
-        path=one.get("path", "/"),
+        port=port,
+        path=_typed(one, "path", str, path, default="/"),
         command=command,
         grace=_number(one, "gracePeriodSeconds", 300, path),
         interval=_number(one, "intervalSeconds", 60, path, 1),
