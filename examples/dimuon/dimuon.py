@@ -179,7 +179,8 @@ def fetch(base: str, run: int, deadline: float = DEADLINE) -> tuple[dict, dict]:
         try:
             with opener.open(url, timeout=min(20.0, deadline)) as answer:
                 body = answer.read(MAX_BYTES)
-                origin = {"url": url, "cache": answer.headers.get("X-Cache"), "attempts": attempts}
+                cache = answer.headers.get("Cache-Status") or answer.headers.get("X-Cache")
+                origin = {"url": url, "proxy": answer.headers.get("Via"), "cache": cache, "attempts": attempts}
             return check(json.loads(body), run), origin
         except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
             reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else error
@@ -218,7 +219,7 @@ def main(argv=None) -> int:
     partial.replace(output)
     print(
         f"run {options.process} on {result['host']}: {sum(result['counts'])} of {options.events} events selected in "
-        f"{result['cpu_seconds']} s, conditions from {origin['url']} ({origin['cache'] or 'no X-Cache header'})"
+        f"{result['cpu_seconds']} s, conditions from {origin['url']} ({origin['proxy'] or 'no proxy'})"
     )
     return 0
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -38,8 +39,9 @@ def read(path: Path, process: int) -> dict:
         part |= {name: np.array(part[name], int) for name in ("counts", "recorded")}
         if any(part[name].shape != (BINS[2],) for name in ("counts", "recorded")):
             raise ValueError("other bins")
-        part["cached"] = (part["conditions"]["cache"] or "").upper().startswith("HIT")
-        return {name: part[name] for name in ("counts", "recorded", "events", "host", "cached")}
+        part["proxied"] = bool(part["conditions"]["proxy"])
+        part["cached"] = re.search(r"\bhit\b", part["conditions"]["cache"] or "", re.I) is not None
+        return {name: part[name] for name in ("counts", "recorded", "events", "host", "proxied", "cached")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HistogramError(f"{path}: {error!r}") from error
 
@@ -216,8 +218,9 @@ def main(argv=None) -> int:
     plot(options.plot, parts, mass, window, result)
 
     peak, error = result["values"]["peak"], result["errors"]["peak"]
-    hosts, cached = {part["host"] for part in parts}, sum(part["cached"] for part in parts)
-    print(f"{len(parts)} jobs on {len(hosts)} hosts, {cached} with conditions from a cache")
+    hosts = {part["host"] for part in parts}
+    proxied, cached = (sum(part[name] for part in parts) for name in ("proxied", "cached"))
+    print(f"{len(parts)} jobs on {len(hosts)} hosts; conditions: {proxied} through a proxy, {cached} from its cache")
     print(
         f"m(Z) = {peak:.3f} +- {error:.3f} GeV, chi2/ndf = {result['chi2']:.0f}/{result['ndf']}, plot in {options.plot}"
     )

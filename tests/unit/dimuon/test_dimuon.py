@@ -45,7 +45,8 @@ def web(monkeypatch):
             if isinstance(answer, list):
                 answer = answer.pop(0)
             self.send_response(answer[0])
-            self.send_header("X-Cache", "HIT from squid-1")
+            self.send_header("Cache-Status", "squid-1;hit;detail=match")
+            self.send_header("Via", "1.1 squid-1")
             self.end_headers()
             self.wfile.write(answer[1])
 
@@ -71,7 +72,7 @@ def histograms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     for run in range(merge.JOBS):
         result = dimuon.run_job(run, EVENTS, conditions(run))
-        result |= {"process": run, "host": "worker-1", "conditions": {"cache": "HIT from squid-1"}}
+        result |= {"process": run, "host": "worker-1", "conditions": {"cache": "squid-1;hit", "proxy": "1.1 squid-1"}}
         (folder / f"histogram_{run}.json").write_text(json.dumps(result))
     return folder
 
@@ -135,7 +136,7 @@ def test_fetch_tells_where_it_came_from(web):
     publish(web)
     found, origin = dimuon.fetch(f"{web.url}/dimuon/", 5)
     assert found == conditions(5)
-    assert origin == {"url": f"{web.url}/dimuon/run_5.json", "cache": "HIT from squid-1", "attempts": 1}
+    assert origin == {"url": f"{web.url}/dimuon/run_5.json", "proxy": "1.1 squid-1", "cache": "squid-1;hit;detail=match", "attempts": 1}
 
 
 def test_fetch_goes_through_the_proxy(web, monkeypatch):
@@ -203,7 +204,7 @@ def test_merge(histograms, tmp_path, capsys):
     plot = tmp_path / "dimuon.png"
     assert merge.main([str(histograms), str(plot)]) == 0
     said = capsys.readouterr().out
-    assert "18 jobs on 1 hosts, 18 with conditions from a cache" in said
+    assert "18 jobs on 1 hosts; conditions: 18 through a proxy, 18 from its cache" in said
     assert abs(float(re.search(r"m\(Z\) = ([\d.]+)", said)[1]) - dimuon.Z_MASS) < 0.05
     assert plot.read_bytes().startswith(b"\x89PNG") and plot.stat().st_size > 20_000
 
