@@ -65,7 +65,7 @@ def test_a_full_definition_is_read():
 
 
 def test_null_is_as_good_as_absent():
-    wanted = {name: None for name in ("args", "cmd", "env", "labels", "dependencies", "networks", "healthChecks")}
+    wanted = dict.fromkeys(("args", "cmd", "env", "labels", "dependencies", "networks", "healthChecks"))
     assert parse({"id": "a", "container": {"docker": {"image": "i", "parameters": None}, "volumes": None}, **wanted})
 
 

@@ -48,10 +48,9 @@ class PodmanApp:
         app = self.app
         env = "".join(f"{key}={value}\n" for key, value in sorted(app.env.items()))
         rendered = [*self.files, ConfigFile(RECORDS / f"{app.id}.env", env, 0o600)]
-        digest = hashlib.sha256(json.dumps(asdict(app), sort_keys=True).encode() + _image_id(app.image).encode())
-        for one in rendered:
-            digest.update(f"\0{one.path}\0{one.mode}\0{one.content}".encode())
-        self.digest = digest.hexdigest()[:24]
+        parts = sorted((str(one.path), one.mode, one.owner, one.content) for one in rendered)
+        content = json.dumps([asdict(app), self._image_id(), parts], sort_keys=True)
+        self.digest = hashlib.sha256(content.encode()).hexdigest()[:24]
         record = {
             "id": app.id, "unit": self.unit, "container": self.container, "labels": app.labels, "digest": self.digest,
             "ports": [{"name": name, "port": port, "protocol": protocol} for name, port, protocol in app.ports],
@@ -63,17 +62,20 @@ class PodmanApp:
     def plan(self):
         """What `apply` would change: {"files": [ConfigFile], "restart": bool}."""
         changed = [one for one in self.render() if one.differs()]
-        return {"files": changed, "restart": self._running_digest() != self.digest}
+        # A file that somebody edited may be what the app runs with; the record is only the agent's.
+        edited = any(one.path != RECORDS / f"{self.app.id}.json" for one in changed)
+        return {"files": changed, "restart": edited or self._running_digest() != self.digest}
 
     def apply(self, plan, timeout):
         """Write what differs, start or restart the app, wait until it is healthy. Raises EngineError."""
+        if plan["restart"]:
+            self._check_ports()
         for one in plan["files"]:
             one.write()
         if plan["restart"]:
-            self._check_ports()
-            for path, _inside, mode in self.app.volumes:
-                if mode == "RW" or not Path(path).exists():
-                    Path(path).mkdir(parents=True, exist_ok=True)
+            for path, _inside, _mode in self.app.volumes:
+                if not Path(path).exists():  # a file or a socket can be mounted as well
+                    Path(path).mkdir(parents=True)
             systemctl("daemon-reload")
             systemctl("enable", "--quiet", self.unit)
             try:
@@ -157,10 +159,12 @@ WantedBy=multi-user.target
 
     def _check_ports(self):
         """Refuse to start on a port that something else listens on: the container would only crash in a loop."""
+        ours = set()
         if systemctl("is-active", self.unit, check=False).strip() == "active":
-            return
+            record = json.loads(_read(RECORDS / f"{self.app.id}.json") or '{"ports": []}')
+            ours = {one["port"] for one in record["ports"]}
         for name, port, protocol in self.app.ports:
-            if protocol != "tcp":
+            if protocol == "udp" or port in ours:
                 continue
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -191,7 +195,7 @@ def systemctl(*arguments, timeout=60, check=True):
 def run(*command, timeout=60, check=True):
     """Run a command, return its output; raises EngineError where it fails and `check` says so."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
     except FileNotFoundError as exc:
         raise EngineError(f"{command[0]} is not installed") from exc
     except subprocess.TimeoutExpired as exc:
@@ -213,7 +217,8 @@ def _quote(word):
     word = str(word).replace("%", "%%").replace("$", "$$")
     if re.fullmatch(r"[\w@%+=:,./${}-]+", word):
         return word
-    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return '"' + "".join(escapes.get(char, char) for char in word) + '"'
 
 
 def _read(path):
