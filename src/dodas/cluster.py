@@ -19,13 +19,9 @@ def look(deployment, timeout=0):
 def describe(deployment, report):
     """The cluster as a playbook that ended with check.yml found it."""
     probes = [{"host": host, **probe} for host, found in report["probes"].items() for probe in found]
-    inventory = deployment.inventory()
     hosts = {
-        name: {
-            "address": deployment.hosts.get(name, {}).get("address") or variables.get("ansible_host"),
-            "apps": report.get("apps", {}).get(name, {}),
-        }
-        for name, variables in inventory["_meta"]["hostvars"].items()
+        name: {"address": address, "apps": report.get("apps", {}).get(name, {})}
+        for name, address in deployment.addresses().items()
     }
     healthy = [app["state"] == "passing" for host in hosts.values() for app in host["apps"].values()]
     front = next((probe["host"] for probe in probes if probe["name"] == "collector" and probe["ok"]), None)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment as store
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
 
 from dodas.errors import DodasError, InputError
 
@@ -105,22 +106,34 @@ class Deployment:
         return done.stdout
 
     def host_of(self, group):
-        """The first host of a group."""
-        hosts = self.inventory().get(group, {}).get("hosts")
+        """The first host of a group. Raises DodasError."""
+        hosts = self.groups().get(group)
         if not hosts:
             raise DodasError(f"deployment {self.name} has no {group}")
         return hosts[0]
 
-    def inventory(self):
-        """Groups and hosts, as `ansible-inventory --list` tells them; asked once."""
-        if not hasattr(self, "_inventory"):
-            command = [_ansible("ansible-inventory"), "-i", str(self.source), "--list"]
-            environment = {**os.environ, **self._environment(), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise DodasError(done.stderr.strip())
-            self._inventory = json.loads(done.stdout)
-        return self._inventory
+    def groups(self):
+        """Hosts by group."""
+        if _is_template(self):
+            return tosca.load(str(self.source), self.inputs).groups
+        return {group: one.get("hosts", []) for group, one in self._inventory().items() if group != "_meta"}
+
+    def addresses(self):
+        """The address of each host, or None where it has none yet."""
+        if _is_template(self):
+            template = tosca.load(str(self.source), self.inputs)
+            return {host.name: self.hosts.get(host.name, {}).get("address") for host in template.hosts}
+        variables = self._inventory()["_meta"]["hostvars"]
+        return {name: one.get("ansible_host") for name, one in variables.items()}
+
+    def _inventory(self):
+        """A plain inventory, as `ansible-inventory --list` tells it."""
+        command = [_ansible("ansible-inventory"), "-i", str(self.source), "--list"]
+        environment = {**os.environ, **self._environment(), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise DodasError(done.stderr.strip())
+        return json.loads(done.stdout)
 
     def _environment(self):
         return {
@@ -130,6 +143,10 @@ class Deployment:
             "DODAS_HOME": str(store.home()),
             "DODAS_INPUTS": str(self.directory / "inputs.json"),
         }
+
+
+def _is_template(deployment):
+    return deployment.backend != "existing"
 
 
 def names():
