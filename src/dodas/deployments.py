@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -79,17 +80,26 @@ class Deployment:
 
     def ssh(self, host, *command):
         """The argument list that runs a command on a host. Raises InputError for a host that it has not."""
-        if host not in self.hosts:
-            raise InputError(f"deployment {self.name} has no host {host!r}: {', '.join(self.hosts) or 'it has none yet'}")
-        one = self.hosts[host]
-        ssh = self.directory / "ssh"
-        options = [
-            "-i", one.get("key", str(ssh / "id_ed25519")), "-p", str(one.get("port", 22)),
-            "-o", f"UserKnownHostsFile={one.get('known_hosts', ssh / 'known_hosts')}", "-o", "StrictHostKeyChecking=yes",
-            "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10",
-            "-o", "ControlMaster=auto", "-o", "ControlPersist=30", "-o", f"ControlPath={ssh}/%C",
-        ]  # fmt: skip
-        return ["ssh", *options, f"{one.get('user', 'root')}@{one['address']}", *command]
+        addresses = self.addresses()
+        if not addresses.get(host):
+            there = ", ".join(name for name, address in addresses.items() if address)
+            raise InputError(f"deployment {self.name} has no host {host!r}: {there or 'it has none yet'}")
+        sockets = self.directory / "ssh"
+        sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
+        options = ["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10", "-o", "ControlMaster=auto", "-o", "ControlPersist=30",
+                   "-o", f"ControlPath={sockets}/%C"]  # fmt: skip
+        user = "root"
+        if _is_template(self):
+            options += ["-i", str(sockets / "id_ed25519"), "-o", f"UserKnownHostsFile={sockets / 'known_hosts'}",
+                        "-o", "StrictHostKeyChecking=yes"]  # fmt: skip
+        else:
+            variables = self._inventory()["_meta"]["hostvars"][host]
+            user = variables.get("ansible_user", "root")
+            options += shlex.split(variables.get("ansible_ssh_common_args", ""))
+            if "ansible_ssh_private_key_file" in variables:
+                options += ["-i", variables["ansible_ssh_private_key_file"]]
+            options += ["-p", str(variables.get("ansible_port", 22))]
+        return ["ssh", *options, f"{user}@{addresses[host]}", *command]
 
     def run(self, host, *command, data=None, timeout=60, check=True):
         """Run a command on a host, return what it printed (bytes when `data` is bytes). Raises DodasError."""
