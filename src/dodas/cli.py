@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 import click
+
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment as store
 from ansible_collections.dodas.cluster.plugins.module_utils.images import build, catalogue
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman, PodmanError
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs as tosca_inputs
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
-
 from dodas import cluster, deployments, jobs, machine, show
 from dodas.deployments import ROOT, Deployment
 from dodas.errors import DodasError, InputError

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
-
 from dodas import deployments
 
 SLOTS = "Machine TotalSlotCpus Cpus TotalSlotMemory NumDynamicSlots"

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment as store
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
-
 from dodas.errors import DodasError, InputError
 
 ROOT = Path(os.environ.get("DODAS_ROOT", Path(__file__).resolve().parents[2]))

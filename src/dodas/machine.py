@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import click
-from ansible_collections.dodas.cluster.plugins.module_utils import host
 
+from ansible_collections.dodas.cluster.plugins.module_utils import host
 from dodas.deployments import ROOT
 from dodas.errors import DodasError
 
