@@ -205,9 +205,7 @@ def test_any_change_restarts(machine, make, changes):
 def test_the_order_of_files_and_of_fields_is_no_change(machine, make, tmp_path):
     first = make()
     given = definition(tmp_path)
-    same = podman.PodmanApp(
-        parse(dict(reversed(copy.deepcopy(given).items()))), list(reversed(files(tmp_path)))
-    )
+    same = podman.PodmanApp(parse(dict(reversed(copy.deepcopy(given).items()))), list(reversed(files(tmp_path))))
     first.render()
     same.render()
     assert first.digest == same.digest

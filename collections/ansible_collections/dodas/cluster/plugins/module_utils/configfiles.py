@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import re
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,31 +28,33 @@ class ConfigFile:
         path = Path(given["path"])
         if not path.is_absolute():
             raise ValueError(f"{path}: the path must be absolute")
-        try:
-            mode = int(given.get("mode") or "0644", 8)
-        except ValueError:
-            raise ValueError(f"{path}: mode {given['mode']!r} is not octal") from None
-        return cls(path, given["content"], mode, given.get("owner") or "root")
+        mode = given.get("mode") or "0644"
+        # Without its zero it may be a decimal number that YAML made of an octal one.
+        if not re.fullmatch("0[0-7]{3,4}", mode):
+            raise ValueError(f"{path}: mode {mode!r} is not octal text such as '0644'")
+        return cls(path, given["content"], int(mode, 8), given.get("owner") or "root")
 
     def differs(self):
         """Whether the file on disk is another."""
         try:
             found = self.path.stat()
-        except FileNotFoundError:
+            user = pwd.getpwnam(self.owner)
+        except (FileNotFoundError, KeyError):
             return True
-        same = (found.st_mode & 0o7777, self._user(found.st_uid)) == (self.mode, self.owner)
-        return not same or self.read() != self.content
+        same = (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (self.mode, user.pw_uid, user.pw_gid)
+        return not same or self.path.read_bytes() != self.content.encode()
 
     def read(self):
-        """What is on disk; None where there is no file."""
+        """What is on disk, as far as it is text; None where there is no file."""
         try:
-            return self.path.read_text(encoding="utf-8")
+            return self.path.read_bytes().decode(errors="replace")
         except FileNotFoundError:
             return None
 
     def diff(self):
         """Before and after, as Ansible shows them. A file that only its owner may read is named and not shown."""
-        secret = self.mode & 0o077 == 0
+        modes = [self.mode, *([self.path.stat().st_mode] if self.path.exists() else [])]
+        secret = any(mode & 0o077 == 0 for mode in modes)
         before, after = ("(secret)", "(secret, changed)") if secret else (self.read() or "", self.content)
         return {"before_header": str(self.path), "after_header": str(self.path), "before": before, "after": after}
 
@@ -62,21 +66,16 @@ class ConfigFile:
             raise LookupError(f"{self.path}: there is no user {self.owner}") from None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            os.fchmod(stream.fileno(), self.mode)
-            os.fchown(stream.fileno(), user.pw_uid, user.pw_gid)
-            stream.write(self.content)
         try:
+            with os.fdopen(handle, "wb") as stream:
+                os.fchmod(stream.fileno(), self.mode)
+                os.fchown(stream.fileno(), user.pw_uid, user.pw_gid)
+                stream.write(self.content.encode())
             os.replace(temporary, self.path)
         except OSError as exc:
             os.unlink(temporary)
             if exc.errno != errno.EBUSY:
                 raise
-            self.path.write_text(self.content, encoding="utf-8")  # a mount: it can be written, not replaced
-
-    @staticmethod
-    def _user(uid):
-        try:
-            return pwd.getpwuid(uid).pw_name
-        except KeyError:
-            return str(uid)
+            self.path.write_bytes(self.content.encode())  # a mount: it can be written, not replaced
+            os.chown(self.path, user.pw_uid, user.pw_gid)
+            self.path.chmod(self.mode)
