@@ -341,7 +341,9 @@ def _deployment(source, backend, engine, name, pairs, inputs_file):
         given = _load(source, {**(known.inputs if known else {}), **given}).values
     elif pairs or inputs_file:
         raise InputError("an inventory has no inputs: set variables in it")
-    return Deployment(name, source, backend, engine or "podman", given)
+    deployment = Deployment(name, source, backend, engine or "podman", given)
+    deployment.groups()  # refuses what is no inventory
+    return deployment
 
 
 def _is_tosca(path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -141,7 +142,8 @@ class Deployment:
         environment = {**os.environ, **self._environment(), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise DodasError(done.stderr.strip())
+            errors = re.findall(r"^\[ERROR\]: (.*)", done.stderr, re.M)
+            raise InputError(f"{self.source} is neither a TOSCA template nor an inventory: {(errors or ['unknown error'])[0]}")
         return json.loads(done.stdout)
 
     def _environment(self):

@@ -36,13 +36,21 @@ class Consul:
     """The local Consul agent's HTTP API; every call tells whether it worked."""
 
     @staticmethod
-    def put(path, body=None):
+    def call(method, path, body=None):
+        """What Consul answered, as bytes; None when it did not or said no."""
+        connection = http.client.HTTPConnection(*CONSUL, timeout=3)
         try:
-            connection = http.client.HTTPConnection(*CONSUL, timeout=3)
-            connection.request("PUT", path, json.dumps(body) if body is not None else None)
-            return connection.getresponse().status == 200
+            connection.request(method, path, json.dumps(body) if body is not None else None)
+            answer = connection.getresponse()
+            content = answer.read()
+            return content if answer.status == 200 else None
         except (OSError, http.client.HTTPException):
-            return False
+            return None
+        finally:
+            connection.close()
+
+    def put(self, path, body=None):
+        return self.call("PUT", path, body) is not None
 
     def register(self, record, interval):
         port = record["ports"][0]["port"] if record["ports"] else 0
@@ -55,8 +63,13 @@ class Consul:
     def update(self, name, status, output):
         return self.put(f"/v1/agent/check/update/app:{name}", {"Status": status, "Output": output[:1000]})
 
-    def deregister(self, name):
-        return self.put(f"/v1/agent/service/deregister/{name}")
+    def keep_only(self, names):
+        """Deregister apps that are not among `names`; those of others have no check of ours."""
+        checks = self.call("GET", "/v1/agent/checks")
+        if checks is None:
+            return False
+        gone = [check["ServiceID"] for key, check in json.loads(checks).items() if key.startswith("app:")]
+        return all([self.put(f"/v1/agent/service/deregister/{name}") for name in gone if name not in names])
 
 
 def probe(check, record):
@@ -64,7 +77,9 @@ def probe(check, record):
     try:
         if check["protocol"] == "COMMAND":
             command = ["podman", "exec", record["container"], "/bin/sh", "-c", check["command"]]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=check["timeout"], check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=check["timeout"], check=False
+            )
             output = (done.stdout + done.stderr).strip().splitlines()
             return None if done.returncode == 0 else (output or [f"exit status {done.returncode}"])[-1]
         if check["protocol"] == "TCP":
@@ -79,11 +94,11 @@ def probe(check, record):
 
 def _http(check, name):
     connection = http.client.HTTPConnection("127.0.0.1", check["port"], timeout=check["timeout"])
-    if check["protocol"] == "HTTPS":
-        plain = socket.create_connection(("127.0.0.1", check["port"]), check["timeout"])
-        context = ssl.create_default_context(cafile=CA_FILE)
-        connection.sock = context.wrap_socket(plain, server_hostname=f"{name}.service.consul")
     try:
+        if check["protocol"] == "HTTPS":
+            context = ssl.create_default_context(cafile=CA_FILE)
+            connection.connect()
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=f"{name}.service.consul")
         connection.request("GET", check["path"])
         answer = connection.getresponse()
         body = answer.read(500).decode("utf-8", "replace")
@@ -110,54 +125,70 @@ class Watch(threading.Thread):
         self.checks = record["checks"]
         self.interval = min((check["interval"] for check in self.checks), default=10)
         self.ended = threading.Event()
+        self.publishing = threading.Lock()
         self.consul = Consul()
         self.registered = False
-        self.state, self.since, self.failures = None, time.time(), 0
+        self.state, self.since = None, time.time()
+        self.healthy = 0.0  # when it last was (monotonic)
+        self.failing = {}  # since when a check fails (monotonic), by the check's index
 
     def run(self):
         while not self.ended.is_set():
-            began = time.time()
-            reason = self._look()
-            self._publish("critical" if reason else "passing", reason or "healthy", began)
-            if reason:
-                self._restart_if_due(reason)
+            try:
+                self._round()
+            except Exception as exc:  # the app must stay watched, whatever happened this time
+                log(f"{self.name}: {type(exc).__name__}: {exc}")
             self.ended.wait(self.interval if self.state == "passing" else min(EAGER, self.interval))
 
-    def _look(self):
+    def stop(self):
+        """Publish nothing more: when this returns, what was published can be removed."""
+        with self.publishing:
+            self.ended.set()
+
+    def _round(self):
+        began = time.time()
         started = started_at(self.record["unit"])
-        if started is None:
-            return "not running"
-        reasons = [reason for reason in (probe(check, self.record) for check in self.checks) if reason]
-        return "; ".join(reasons)
+        found = {} if started is None else {i: probe(check, self.record) for i, check in enumerate(self.checks)}
+        found = {i: reason for i, reason in found.items() if reason}
+        reason = "not running" if started is None else "; ".join(found.values())
+        now = time.monotonic()
+        self.failing = {i: self.failing.get(i, now) for i in found}
+        if not reason:
+            self.healthy = now
+        self._publish("critical" if reason else "passing", reason or "healthy", began)
+        if found and not self.ended.is_set() and any(self._is_due(i, started, now) for i in found):
+            log(f"{self.name}: restart: {reason}")
+            self.failing = {}
+            subprocess.run(["systemctl", "restart", self.record["unit"]], timeout=180, check=False)
 
     def _publish(self, state, output, began):
-        if state != self.state:
-            log(f"{self.name}: {state}: {output}")
-            self.state, self.since, self.failures = state, time.time(), 0
-        temporary = STATES / f".{self.name}"
-        temporary.write_text(json.dumps({"state": state, "since": self.since, "output": output, "checked": began}))
-        os.replace(temporary, STATES / f"{self.name}.json")
-        if not (self.registered and self.consul.update(self.name, state, output)):
-            self.registered = self.consul.register(self.record, self.interval) and self.consul.update(
-                self.name, state, output
-            )
+        with self.publishing:
+            if self.ended.is_set():
+                return
+            if state != self.state:
+                log(f"{self.name}: {state}: {output}")
+                self.state, self.since = state, time.time()
+            temporary = STATES / f".{self.name}"
+            temporary.write_text(json.dumps({"state": state, "since": self.since, "output": output, "checked": began}))
+            os.replace(temporary, STATES / f"{self.name}.json")
+            if not (self.registered and self.consul.update(self.name, state, output)):
+                self.registered = self.consul.register(self.record, self.interval) and self.consul.update(
+                    self.name, state, output
+                )
 
-    def _restart_if_due(self, reason):
-        """Restart the app when its checks failed too often, counted once an interval and not in the grace period."""
-        most = max((check["failures"] for check in self.checks), default=0)
-        grace = max((check["grace"] for check in self.checks), default=0)
-        started = started_at(self.record["unit"])
-        if not most or started is None:
-            return
-        self.failures = int((time.time() - self.since) / self.interval) + 1
-        if self.failures >= most and time.monotonic() - started > grace:
-            log(f"{self.name}: restart after {self.failures} failed checks: {reason}")
-            subprocess.run(["systemctl", "restart", self.record["unit"]], timeout=180, check=False)
-            self.since = time.time()
+    def _is_due(self, i, started, now):
+        """Whether check `i` failed so often that the app is restarted.
+
+        Failures are counted once an interval, and not in the grace period: that ends when the app is healthy.
+        """
+        check = self.checks[i]
+        counted_from = started if self.healthy > started else started + check["grace"]
+        elapsed = now - max(self.failing[i], counted_from)
+        return 0 < check["failures"] <= elapsed / check["interval"] + 1
 
 
 def load():
-    """The records by path, with their times of change."""
+    """The records by app, with their times of change."""
     found = {}
     for path in RECORDS.glob("*.json"):
         try:
@@ -176,14 +207,16 @@ def main():
     watches = {}
     for path in STATES.glob("*.json"):
         path.unlink()
+    tidy = False  # whether Consul has no app that is gone: one may have gone while nobody looked
     while not ended.is_set():
         found = load()
         for name in [name for name in watches if name not in found or watches[name][0] != found[name][0]]:
-            watches.pop(name)[1].ended.set()
+            watches.pop(name)[1].stop()
             if name not in found:
-                Consul().deregister(name)
                 (STATES / f"{name}.json").unlink(missing_ok=True)
                 log(f"{name}: gone")
+                tidy = False
+        tidy = tidy or Consul().keep_only(found)
         for name, (changed, record) in found.items():
             if name not in watches:
                 watches[name] = (changed, Watch(record))

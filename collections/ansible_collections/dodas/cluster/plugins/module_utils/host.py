@@ -72,15 +72,9 @@ def crun_wrapper(cgroup_version):
 
 
 def nameservers(path="/etc/resolv.conf"):
-    """Addresses of the name servers in use, and the search list."""
-    servers, search = [], []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] == "nameserver":
-            servers.append(words[1])
-        elif len(words) > 1 and words[0] in ("search", "domain"):
-            search = words[1:]
-    return servers, search
+    """Addresses of the name servers in use."""
+    lines = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
 
 
 def os_release(path="/etc/os-release"):
@@ -118,15 +112,13 @@ def missing_packages(names):
 def describe(packages=(), programs=()):
     """Everything above, as one dictionary."""
     found = cgroups()
-    servers, search = nameservers()
     disk = shutil.disk_usage("/var/lib")
     return {
         "cgroups": found,
         "limits_work": container_limits_work(found),
         "hard_limits": hard_limits(),
         "crun_wrapper": crun_wrapper(found["version"]) or "",
-        "nameservers": servers,
-        "search": search,
+        "nameservers": nameservers(),
         "resolver": "resolved" if str(Path("/etc/resolv.conf").resolve()).startswith("/run/systemd/") else "file",
         "os": os_release(),
         "address": default_address(),

@@ -54,6 +54,10 @@ options:
     type: str
     choices: [present, absent]
     default: present
+  purge:
+    description: With O(state=absent), whether its configuration in C(/etc/dodas) and its state in C(/var/lib/dodas) go too.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -101,6 +105,7 @@ def main():
             "files": {"type": "list", "elements": "dict", "options": file, "default": []},
             "timeout": {"type": "int", "default": 120},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "purge": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -108,7 +113,7 @@ def main():
     try:
         if parameters["state"] == "absent":
             _absent(module)
-        app = PodmanApp(definition.parse(parameters["definition"]), parameters["files"])
+        app = PodmanApp(definition.parse(parameters["definition"]), parameters["files"], module.check_mode)
         plan = app.plan()
         result = {
             "changed": bool(plan["files"]) or plan["restart"],
@@ -128,9 +133,10 @@ def main():
 def _absent(module):
     minimal = {"id": module.params["definition"].get("id"), "container": {"docker": {"image": "none"}}}
     app = PodmanApp(definition.parse(minimal))
-    there = app.exists()
+    purge = module.params["purge"]
+    there = app.exists(purge)
     if not module.check_mode:
-        app.remove()
+        app.remove(purge)
     module.exit_json(changed=there, restarted=False)
 
 

@@ -7,9 +7,11 @@ records that are written here. Runs on managed hosts: standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -22,6 +24,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.configfiles import C
 UNITS = Path("/etc/systemd/system")
 RECORDS = Path("/etc/dodas/apps")
 STATES = Path("/run/dodas/apps")
+HOMES = (Path("/etc/dodas"), Path("/var/lib/dodas"))  # each app has a folder of its name in both
 
 
 class EngineError(Exception):
@@ -36,8 +39,10 @@ def unit_name(name):
 class PodmanApp:
     """App `app` on this host, with its configuration `files` [{path, content, mode, owner?}]."""
 
-    def __init__(self, app, files=()):
+    def __init__(self, app, files=(), check=False):
+        """With `check`, podman and the image may be missing yet."""
         self.app = app
+        self.check = check
         self.files = [ConfigFile.parse(one) for one in files]
         self.unit = unit_name(app.id)
         self.container = f"dodas-{app.id}"
@@ -96,17 +101,25 @@ class PodmanApp:
         reason = state.get("output") or "the app agent has not looked at it (systemctl status dodas-agent)"
         raise EngineError(f"app {self.app.id} is not healthy after {timeout} s: {reason}\n{journal(self.unit)}")
 
-    def exists(self):
-        """Whether anything of the app is on this host, but for its volumes."""
-        return any(path.exists() for path in self._own())
+    def exists(self, purge=False):
+        """Whether anything of the app is on this host; with `purge` also its configuration or state."""
+        return any(path.exists() for path in self._own() + (self._folders() if purge else []))
 
-    def remove(self):
-        """Stop and remove the app, its unit and its records; its volumes stay."""
+    def remove(self, purge=False):
+        """Stop and remove the app, its unit and its records; with `purge` also its configuration and its state."""
         if self.exists():
             systemctl("disable", "--now", "--quiet", self.unit, timeout=self.app.kill_grace + 30, check=False)
             for path in self._own():
                 path.unlink(missing_ok=True)
             systemctl("daemon-reload")
+        for path in self._folders() if purge else []:
+            if path.exists():
+                shutil.rmtree(path)
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()  # with the last app's
+
+    def _folders(self):
+        return [home / self.app.id for home in HOMES]
 
     def _own(self):
         return [UNITS / self.unit, RECORDS / f"{self.app.id}.json", RECORDS / f"{self.app.id}.env"]
@@ -152,7 +165,14 @@ TimeoutStopSec={app.kill_grace + 15}
 WantedBy=multi-user.target
 """
 
+    def _image_id(self):
+        if self.check and not shutil.which("podman"):
+            return ""
+        return _image_id(self.app.image, missing_ok=self.check)
+
     def _running_digest(self):
+        if self.check and not shutil.which("podman"):
+            return ""
         shape = '{{.State.Status}} {{index .Config.Labels "dodas.digest"}}'
         shown = run("podman", "inspect", "--type=container", f"--format={shape}", self.container, check=False).split()
         return shown[1] if len(shown) == 2 and shown[0] == "running" else ""
@@ -178,8 +198,9 @@ WantedBy=multi-user.target
 
 
 def states():
-    """What the agent found, by app: {app: {"state": "passing", "output": ..., "since": ...}}."""
-    return {path.stem: json.loads(_read(path) or "{}") for path in sorted(STATES.glob("*.json"))}
+    """The apps of this host and what the agent found: {app: {"state": "passing", "output": ..., "since": ...}}."""
+    unknown = '{"state": "critical", "output": "the app agent has not looked at it"}'
+    return {path.stem: json.loads(_read(STATES / path.name) or unknown) for path in sorted(RECORDS.glob("*.json"))}
 
 
 def journal(unit, lines=5):
@@ -205,9 +226,9 @@ def run(*command, timeout=60, check=True):
     return done.stdout
 
 
-def _image_id(image):
+def _image_id(image, missing_ok=False):
     found = run("podman", "image", "inspect", "--format={{.Id}}", image, check=False).strip()
-    if not found:
+    if not found and not missing_ok:
         raise EngineError(f"image {image} is not on this host")
     return found
 
