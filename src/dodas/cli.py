@@ -71,8 +71,8 @@ def main():
 def up(source, backend, engine, name, pairs, inputs_file, plan, yes, as_json, verbose):
     """Make a cluster from a template, or finish or change the one that is there.
 
-    TEMPLATE is a TOSCA file (default: templates/tier3.yaml) or, for machines that exist, an Ansible inventory whose groups
-    are named after roles (see inventories/existing). Says complete only when every probe holds.
+    TEMPLATE is a TOSCA file (default: templates/tier3.yaml) or, for machines that exist, an Ansible inventory whose
+    groups are named after roles (see inventories/existing). Says complete only when every probe holds.
     """
     start = time.monotonic()
     deployment = _deployment(source, backend, engine, name, pairs, inputs_file)
@@ -194,7 +194,9 @@ def scale(counts, name, as_json, verbose):
     start = time.monotonic()
     deployment = deployments.only(name)
     if deployment.backend == "existing":
-        raise InputError(f"the hosts of {deployment.name} are not ours to make: edit {deployment.source}, then ./dodas up")
+        raise InputError(
+            f"the hosts of {deployment.name} are not ours to make: edit {deployment.source}, then ./dodas up"
+        )
     wanted = _pairs(counts)
     template = _load(deployment.source, deployment.inputs)
     inputs = sorted(one["input"] for one in template.scalable.values() if one.get("input"))
@@ -232,7 +234,8 @@ def down(name, which, as_json, verbose):
     if report["status"] != 0:
         _explain(deployment, report, {"probes": []}, "down again finishes it")
     seconds = round(time.monotonic() - start, 1)
-    click.echo(json.dumps({"name": deployment.name, "seconds": seconds}) if as_json else f"{deployment.name} is gone ({seconds} s)")
+    record = {"name": deployment.name, "seconds": seconds}
+    click.echo(json.dumps(record) if as_json else f"{deployment.name} is gone ({seconds} s)")
 
 
 @main.command("list")
@@ -241,7 +244,9 @@ def list_(as_json):
     """List the deployments."""
     found = [Deployment.load(name) for name in deployments.names()]
     if as_json:
-        rows = [{"name": one.name, "backend": one.backend, "source": str(one.source), "hosts": one.hosts} for one in found]
+        rows = [
+            {"name": one.name, "backend": one.backend, "source": str(one.source), "hosts": one.hosts} for one in found
+        ]
         click.echo(json.dumps(rows))
         return
     for one in found:
@@ -326,7 +331,9 @@ def _deployment(source, backend, engine, name, pairs, inputs_file):
         raise InputError(f"{name!r} cannot name a deployment: give it another with --name")
     known = Deployment.load(name) if name in deployments.names() else None
     if known and known.source != source:
-        raise InputError(f"deployment {name} exists, made from {known.source}: give this one another --name, or ./dodas down {name}")
+        raise InputError(
+            f"deployment {name} exists, made from {known.source}: give this one another --name, or ./dodas down {name}"
+        )
     backend = backend or (known.backend if known else ("local" if _is_tosca(source) else "existing"))
     if known and backend != known.backend:
         raise InputError(f"deployment {name} exists with backend {known.backend}: ./dodas down {name} first")

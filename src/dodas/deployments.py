@@ -86,8 +86,8 @@ class Deployment:
             raise InputError(f"deployment {self.name} has no host {host!r}: {there or 'it has none yet'}")
         sockets = self.directory / "ssh"
         sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
-        options = ["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10", "-o", "ControlMaster=auto", "-o", "ControlPersist=30",
-                   "-o", f"ControlPath={sockets}/%C"]  # fmt: skip
+        options = ["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10", "-o", "ControlMaster=auto",
+                   "-o", "ControlPersist=30", "-o", f"ControlPath={sockets}/%C"]  # fmt: skip
         user = "root"
         if _is_template(self):
             options += ["-i", str(sockets / "id_ed25519"), "-o", f"UserKnownHostsFile={sockets / 'known_hosts'}",

@@ -47,7 +47,8 @@ def read(folder):
     try:
         found = JobFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; examples/README.md shows what a folder of jobs needs") from None
+        hint = "examples/README.md shows what a folder of jobs needs"
+        raise InputError(f"{path}: there is no such file; {hint}") from None
     except (yaml.YAMLError, OSError) as exc:
         raise InputError(f"{path}: {' '.join(str(exc).split())}") from exc
     except ValidationError as exc:
@@ -88,9 +89,12 @@ class Batch:
         self.cluster, self.jobs = int(found.group(1)), int(found.group(3)) - int(found.group(2)) + 1
 
     def wait(self, timeout, show=True):
-        """Watch the queue until every job has left it; a bar shows it. Raises DodasError for held jobs and time-outs."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
-                   TimeElapsedColumn())  # fmt: skip
+        """Watch the queue until every job has left it; a bar shows it.
+
+        Raises DodasError for held jobs and time-outs.
+        """
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                   TextColumn("{task.fields[detail]}"), TimeElapsedColumn())  # fmt: skip
         deadline = time.monotonic() + timeout
         with Progress(*columns, disable=not show) as progress:
             bar = progress.add_task(f"cluster {self.cluster}", total=self.jobs, detail="")
@@ -139,14 +143,15 @@ class Batch:
 
     def _condor(self, command):
         inside = shlex.join(["sh", "-c", command])
-        return self.deployment.run(self.front, f"podman exec -u dodas -w {shlex.quote(self.remote)} dodas-htcondor {inside}")
+        where = shlex.quote(self.remote)
+        return self.deployment.run(self.front, f"podman exec -u dodas -w {where} dodas-htcondor {inside}")
 
     def _copy(self, host, source, target, owner):
         """Copy a folder to a host as a whole, without what an earlier run brought back."""
         leave_out = {self.file.outputs, "__pycache__"}
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
-            archive.add(source, ".", filter=lambda one: None if Path(one.name).parts[:1] in [(n,) for n in leave_out] else one)
+            archive.add(source, ".", filter=lambda one: None if {*Path(one.name).parts[:1]} & leave_out else one)
         where = shlex.quote(target)
         script = f"mkdir -p {where} && tar -C {where} --no-same-owner -x && chown -R {owner} {where}"
         self.deployment.run(host, script, data=buffer.getvalue(), timeout=600)
@@ -162,6 +167,6 @@ def queue(deployment):
     for line in printed.splitlines():
         cluster, process, owner, state, host, command = line.split(maxsplit=5)
         host = "" if host == "undefined" else re.sub(r".*@([^.]+).*", r"\1", host)
-        found.append({"id": f"{cluster}.{process}", "owner": owner, "state": STATES.get(int(state), state), "host": host,
-                      "command": command})  # fmt: skip
+        found.append({"id": f"{cluster}.{process}", "owner": owner, "state": STATES.get(int(state), state),
+                      "host": host, "command": command})  # fmt: skip
     return found

@@ -24,7 +24,8 @@ def become_root():
     if not shutil.which("sudo"):
         raise DodasError("the local backend makes hosts that run systemd and needs root: become root, or install sudo")
     click.echo("dodas: the local backend needs root: sudo", err=True)
-    os.execvp("sudo", ["sudo", "--preserve-env=DODAS_HOME,DODAS_CACHE,DODAS_IMAGES", str(ROOT / "dodas"), *sys.argv[1:]])
+    keep = "--preserve-env=DODAS_HOME,DODAS_CACHE,DODAS_IMAGES"
+    os.execvp("sudo", ["sudo", keep, str(ROOT / "dodas"), *sys.argv[1:]])
 
 
 def ensure_packages(yes):
@@ -32,7 +33,8 @@ def ensure_packages(yes):
     if not shutil.which("dpkg-query"):
         missing = [name for name in ("podman", "crun", "mmdebstrap") if not shutil.which(name)]
         if missing:
-            raise DodasError(f"please install {' '.join(missing)}: only Debian's packages are installed by dodas itself")
+            names = " ".join(missing)
+            raise DodasError(f"please install {names}: only Debian's packages are installed by dodas itself")
         return
     missing = host.missing_packages(PACKAGES)
     if not missing:

@@ -52,7 +52,8 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_play_start(self, play):
         self._end_phase()
-        self._phase = {"name": play.get_name(), "start": time.monotonic(), "changed": 0, "hosts": set(), "failed": False}
+        start = time.monotonic()
+        self._phase = {"name": play.get_name(), "start": start, "changed": 0, "hosts": set(), "failed": False}
 
     def v2_playbook_on_no_hosts_matched(self):
         self._phase = None
@@ -77,7 +78,8 @@ class CallbackModule(CallbackBase):
         mark = "✗" if phase["failed"] else "✓"
         what = f"{phase['changed']} changed" if phase["changed"] else "unchanged"
         self._show("")
-        self._display.display(f"{mark} {phase['name']:<30}{hosts:>4} host{'s' if hosts > 1 else ' '}  {what:<12}{seconds:>7.1f} s")
+        unit = "hosts" if hosts > 1 else "host "
+        self._display.display(f"{mark} {phase['name']:<30}{hosts:>4} {unit}  {what:<12}{seconds:>7.1f} s")
 
     def _show(self, text):
         if self._live:
@@ -115,7 +117,8 @@ class CallbackModule(CallbackBase):
             text = self._get_diff(one["diff"])
             if text.strip():
                 self._show("")
-                self._display.display(f"  {result._host.get_name()}: {result._task.get_name().strip()}\n{text.rstrip()}")
+                title = f"{result._host.get_name()}: {result._task.get_name().strip()}"
+                self._display.display(f"  {title}\n{text.rstrip()}")
 
     def _fail(self, result, reason):
         if self._phase:
@@ -136,14 +139,22 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_stats(self, stats):
         self._end_phase()
         hosts = sorted(stats.processed)
-        totals = {key: sum(stats.summarize(host)[key] for host in hosts) for key in ("ok", "changed", "unreachable", "failures")}
+        kinds = ("ok", "changed", "unreachable", "failures")
+        totals = {kind: sum(stats.summarize(host)[kind] for host in hosts) for kind in kinds}
         self._display.display(
             f"  {self.tasks} tasks on {len(hosts)} hosts: ok={totals['ok']} changed={totals['changed']} "
             f"unreachable={totals['unreachable']} failed={totals['failures']}"
         )
         report = self.get_option("report")
         if report:
-            content = {"phases": self.phases, "probes": self.probes, "apps": self.apps, "errors": self.failures, "tasks": self.tasks, **totals}
+            content = {
+                "phases": self.phases,
+                "probes": self.probes,
+                "apps": self.apps,
+                "errors": self.failures,
+                "tasks": self.tasks,
+                **totals,
+            }
             with open(report, "w", encoding="utf-8") as stream:
                 json.dump(content, stream)
 
