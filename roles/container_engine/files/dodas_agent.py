@@ -9,6 +9,7 @@ and keeps Consul's catalogue equal to what it sees. States are in /run/dodas/app
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -69,7 +71,8 @@ class Consul:
         if checks is None:
             return False
         gone = [check["ServiceID"] for key, check in json.loads(checks).items() if key.startswith("app:")]
-        return all([self.put(f"/v1/agent/service/deregister/{name}") for name in gone if name not in names])
+        done = [self.put(f"/v1/agent/service/deregister/{name}") for name in gone if name not in names]
+        return all(done)
 
 
 def probe(check, record):
@@ -77,11 +80,13 @@ def probe(check, record):
     try:
         if check["protocol"] == "COMMAND":
             command = ["podman", "exec", record["container"], "/bin/sh", "-c", check["command"]]
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=check["timeout"], check=False
-            )
-            output = (done.stdout + done.stderr).strip().splitlines()
-            return None if done.returncode == 0 else (output or [f"exit status {done.returncode}"])[-1]
+            with tempfile.TemporaryFile() as output:  # a pipe could be held open by what the command started
+                status = subprocess.run(
+                    command, stdout=output, stderr=output, timeout=check["timeout"], check=False
+                ).returncode
+                output.seek(0)
+                lines = output.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
+            return None if status == 0 else (lines or [f"exit status {status}"])[-1]
         if check["protocol"] == "TCP":
             with socket.create_connection(("127.0.0.1", check["port"]), check["timeout"]):
                 return None
@@ -187,15 +192,24 @@ class Watch(threading.Thread):
         return 0 < check["failures"] <= elapsed / check["interval"] + 1
 
 
-def load():
-    """The records by app, with their times of change."""
+def records():
+    """When the records last changed, by app."""
     found = {}
     for path in RECORDS.glob("*.json"):
-        try:
-            found[path.stem] = (path.stat().st_mtime_ns, json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as exc:
-            log(f"{path}: {exc}")
+        with contextlib.suppress(FileNotFoundError):
+            found[path.stem] = path.stat().st_mtime_ns
     return found
+
+
+def watch(name):
+    """Watch app `name`; None where its record cannot be used."""
+    try:
+        started = Watch(json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        log(f"{name}: its record cannot be used: {type(exc).__name__}: {exc}")
+        return None
+    started.start()
+    return started
 
 
 def main():
@@ -209,18 +223,19 @@ def main():
         path.unlink()
     tidy = False  # whether Consul has no app that is gone: one may have gone while nobody looked
     while not ended.is_set():
-        found = load()
-        for name in [name for name in watches if name not in found or watches[name][0] != found[name][0]]:
-            watches.pop(name)[1].stop()
+        found = records()
+        for name in [name for name in watches if watches[name][0] != found.get(name)]:
+            watched = watches.pop(name)[1]
+            if watched:
+                watched.stop()
             if name not in found:
                 (STATES / f"{name}.json").unlink(missing_ok=True)
                 log(f"{name}: gone")
                 tidy = False
         tidy = tidy or Consul().keep_only(found)
-        for name, (changed, record) in found.items():
+        for name, changed in found.items():
             if name not in watches:
-                watches[name] = (changed, Watch(record))
-                watches[name][1].start()
+                watches[name] = (changed, watch(name))
         ended.wait(EAGER)
 
 

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from agent_runtime import Agent, RealConsul, Server, StandIn, consul_program
+
+
+@pytest.fixture
+def consul():
+    server = StandIn()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["stand-in", "real"])
+def any_consul(request, tmp_path):
+    if request.param == "real":
+        program = consul_program()
+        if program is None:
+            pytest.skip("there is no consul on this machine")
+        server = RealConsul(program, tmp_path)
+    else:
+        server = StandIn()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def make_agent(tmp_path):
+    made = []
+
+    def make(consul):
+        made.append(Agent(tmp_path, consul.port))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def agent(make_agent, consul):
+    return make_agent(consul)
+
+
+@pytest.fixture
+def server():
+    one = Server()
+    yield one
+    one.close()
