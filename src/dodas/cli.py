@@ -64,11 +64,13 @@ def main():
 @click.option("-p", "--input", "pairs", multiple=True, metavar="NAME=VALUE", shell_complete=_complete_inputs,
               help="An input of the template; may be repeated.")  # fmt: skip
 @click.option("--inputs", "inputs_file", type=click.Path(path_type=Path), help="Inputs from a YAML or JSON file.")
+@click.option("--vars", "variables", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="Ansible variables, such as the secret of a client of your IAM; may be a vault.")  # fmt: skip
 @click.option("--plan", is_flag=True, help="Show what would change, and change nothing.")
 @yes_option
 @json_option
 @verbose_option
-def up(source, backend, engine, name, pairs, inputs_file, plan, yes, as_json, verbose):
+def up(source, backend, engine, name, pairs, inputs_file, variables, plan, yes, as_json, verbose):
     """Make a cluster from a template, or finish or change the one that is there.
 
     TEMPLATE is a TOSCA file (default: templates/tier3.yaml) or, for machines that exist, an Ansible inventory whose
@@ -83,7 +85,7 @@ def up(source, backend, engine, name, pairs, inputs_file, plan, yes, as_json, ve
     if not known and not plan:
         deployment.save()
     try:
-        report = deployment.play("up", verbose=verbose, quiet=as_json, check=plan)
+        report = deployment.play("up", variables, verbose=verbose, quiet=as_json, check=plan)
     finally:
         if not known and not plan and not deployment.hosts and not (deployment.directory / "secrets.json").exists():
             _forget(deployment)

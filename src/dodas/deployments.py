@@ -60,9 +60,13 @@ class Deployment:
         store.write_json(self.directory / "deployment.json", record)
 
     def play(self, playbook, variables=None, verbose=0, quiet=False, check=False):
-        """Run a playbook on the deployment; returns its report (see the callback `progress`) with its exit status."""
+        """Run a playbook on the deployment; returns its report (see the callback `progress`) with its exit status.
+
+        `variables`: a mapping, or a file of them.
+        """
         command = [_ansible(), "-i", str(self.source), str(ROOT / "playbooks" / f"{playbook}.yml")]
-        command += ["-e", json.dumps(variables)] if variables else []
+        if variables:
+            command += ["-e", f"@{variables.resolve()}" if isinstance(variables, Path) else json.dumps(variables)]
         command += ["--check", "--diff"] if check else []
         command += [f"-{'v' * verbose}"] if verbose else []
         environment = {**os.environ, **self._environment(), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
