@@ -81,13 +81,13 @@ class Bench:
         return found, tasks
 
     def submit_to_running(self):
-        """Seconds from condor_submit to the job's execution, by the job's own log (whole seconds: median of 5)."""
+        """Seconds from condor_submit to the job's execution, by the job's own log; the median of 5."""
         took = []
         for _ in range(5):
             printed, _ = self.dodas("submit", str(self.job), "--wait", "--json")
             log = Path(json.loads(printed)["outputs"], "one.log").read_text(encoding="utf-8")
             stamps = [re.search(rf"^{code} .*?(\d+):(\d+):(\d+)", log, re.M).groups() for code in ("000", "001")]
-            seconds = [int(h) * 3600 + int(m) * 60 + int(s) for h, m, s in stamps]
+            seconds = [int(h) * 3600 + int(m) * 60 + float(s) for h, m, s in stamps]
             took.append((seconds[1] - seconds[0]) % 86400)
         return statistics.median(took)
 
