@@ -8,6 +8,7 @@ Desired state against found state first; then create, start and remove in parall
 from __future__ import annotations
 
 import ipaddress
+import re
 import shutil
 import socket
 import subprocess
@@ -29,6 +30,8 @@ class LocalCluster:
     """The hosts of deployment `name`; `state_dir` holds its keys and addresses."""
 
     def __init__(self, name, state_dir, podman):
+        if not deployment.valid_name(name):
+            raise PodmanError(f"deployment name {name!r} must match {deployment.NAME}")
         self.name = name
         self.state_dir = Path(state_dir)
         self.podman = podman
@@ -51,6 +54,9 @@ class LocalCluster:
         """What `apply` would do: lists of host names under create, start and remove."""
         found = self.found()
         wanted = [one["name"] for one in desired]
+        for name in wanted:
+            if not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", name) or wanted.count(name) > 1:
+                raise PodmanError(f"host name {name!r} is not lower-case letters, digits and dashes, or there twice")
         return {
             "create": [name for name in wanted if found.get(name, {}).get("state") in (None, "created")],
             "start": [name for name in wanted if found.get(name, {}).get("state") not in (None, "created", "running")],
@@ -81,9 +87,10 @@ class LocalCluster:
                 jobs += [pool.submit(self.podman.run, "start", self._container(name)) for name in plan["start"]]
                 for job in jobs:
                     job.result()
-                for result in list(pool.map(lambda item: _wait_for_ssh(*item, deadline), _addresses_of(hosts))):
-                    if result:
-                        raise PodmanError(result)
+                answers = list(pool.map(lambda item: _wait_for_ssh(*item, deadline), _addresses_of(hosts)))
+            silent = [one for one in answers if one]
+            if silent:
+                raise PodmanError("; ".join(silent))
             deployment.write_json(self.state_dir / "hosts.json", hosts)
         return hosts
 
@@ -94,7 +101,7 @@ class LocalCluster:
             # A kill in the middle of a creation can leave a layer that belongs to no container, and volumes.
             for one in self.podman.json("ps", "--all", "--external", "--format", "json"):
                 owner = (one.get("Labels") or {}).get(LABEL)
-                if one["Names"][0].startswith(f"{self.network}-") and owner in (None, self.name):
+                if (one.get("Names") or [""])[0].startswith(f"{self.network}-") and owner in (None, self.name):
                     self.podman.run("rm", "--force", "--storage", one["Id"])
             listed = self.podman.run("volume", "ls", "--quiet", "--filter", f"label={LABEL}={self.name}").split()
             if listed:
@@ -107,7 +114,7 @@ class LocalCluster:
                 raise PodmanError(f"could not be removed: {', '.join(left)}")
         with self.podman.lock("machine"):
             if not self.podman.run("network", "ls", "--quiet", "--filter", f"label={LABEL}").strip():
-                machine.restore(self.podman.home)
+                machine.restore(self.podman.machine)
                 self.podman.run("network", "prune", "--force")
                 _remove_stores(self.podman)
         return removed
@@ -127,7 +134,7 @@ class LocalCluster:
     def _make_network(self):
         with self.podman.lock("machine"):
             if not self._network():
-                machine.remember(self.podman.home)
+                machine.remember(self.podman.machine)
                 self.podman.run("network", "create", "--label", f"{LABEL}={self.name}", self.network)
 
     def _addresses(self, desired):
@@ -139,12 +146,16 @@ class LocalCluster:
         usable = ipaddress.ip_network(network["subnets"][0]["subnet"])
         free = (str(usable[i]) for i in range(FIRST_ADDRESS, usable.num_addresses - 1))
         free = (address for address in free if address not in taken.values())
-        return {one["name"]: taken.get(one["name"]) or next(free) for one in desired}
+        addresses = {one["name"]: taken.get(one["name"]) or next(free, None) for one in desired}
+        if None in addresses.values():
+            raise PodmanError(f"network {self.network} ({usable}) has no address left for {len(desired)} hosts")
+        return addresses
 
     def _write_keys(self, hosts):
         """The deployment's SSH key and each host's key, made here: the hosts are known before they exist."""
         ssh = self.state_dir / "ssh"
-        ssh.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        ssh.mkdir(exist_ok=True, mode=0o700)
         _keygen(ssh / "id_ed25519", f"dodas {self.name}")
         authorized = ssh / "authorized_keys"
         authorized.write_text((ssh / "id_ed25519.pub").read_text(encoding="utf-8"), encoding="utf-8")
@@ -212,7 +223,10 @@ def _keygen(path, comment):
         return
     path.unlink(missing_ok=True)
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)]
-    subprocess.run(command, check=True, timeout=30, capture_output=True)
+    try:
+        subprocess.run(command, check=True, timeout=30, capture_output=True)
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise PodmanError(f"{path}: the key could not be made: {exc}") from exc
 
 
 def _wait_for_ssh(name, address, deadline):
@@ -240,6 +254,8 @@ def _remove_stores(podman):
         shutil.rmtree(podman.home / name, ignore_errors=True)
     shutil.rmtree(podman.run_dir / "containers", ignore_errors=True)
     shutil.rmtree(podman.run_dir / "libpod", ignore_errors=True)
+    if podman.run_dir != podman.machine:
+        shutil.rmtree(podman.run_dir, ignore_errors=True)
 
 
 def _mounts_below(folder):

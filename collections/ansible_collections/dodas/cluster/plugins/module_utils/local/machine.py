@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a container network changes on the whole machine, remembered before the first and put back after the last.
 
-netavark switches IPv4 forwarding on and leaves its empty chains in the packet filter.
+netavark switches IPv4 forwarding on and leaves its empty chains in the packet filter. What was so before is the
+machine's, whosoever's deployments they are, and is remembered as long as its kernel runs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from ipaddress import ip_address
 from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment
@@ -16,19 +18,19 @@ from ansible_collections.dodas.cluster.plugins.module_utils import deployment
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
-def remember(home):
+def remember(folder):
     """Write down what is so now, unless an earlier deployment already did."""
-    path = Path(home) / "machine.json"
+    path = Path(folder) / "machine.json"
     if not path.exists():
         state = {"ip_forward": FORWARD.read_text(encoding="ascii").strip(), "chains": _netavark_chains()}
         deployment.write_json(path, state)
 
 
-def restore(home):
-    """Put back what `remember` wrote down."""
-    path = Path(home) / "machine.json"
+def restore(folder):
+    """Put back what `remember` wrote down, unless somebody else's containers need it by now."""
+    path = Path(folder) / "machine.json"
     before = deployment.read_json(path)
-    if before is None:
+    if before is None or _in_use():
         return
     for table, chains in _netavark_chains().items():
         gone = [chain for chain in chains if chain not in before["chains"].get(table, [])]
@@ -36,6 +38,15 @@ def restore(home):
     if FORWARD.read_text(encoding="ascii").strip() != before["ip_forward"]:
         FORWARD.write_text(before["ip_forward"], encoding="ascii")
     path.unlink()
+
+
+def _in_use():
+    """Whether netavark has rules for a network that is there: ours is gone by now, so it is somebody else's."""
+    if not shutil.which("iptables-save"):
+        return False
+    networks = re.findall(r"^-A NETAVARK\S* -[sd] ([\d.]+)/", _iptables("iptables-save", "-t", "filter"), re.M)
+    routes = Path("/proc/net/route").read_text(encoding="ascii").split()
+    return any(f"{int.from_bytes(ip_address(one).packed, 'little'):08X}" in routes for one in networks)
 
 
 def _netavark_chains():
@@ -55,7 +66,7 @@ def _remove_chains(table, chains):
         return
     for rule in _iptables("iptables-save", "-t", table).splitlines():
         words = rule.split()
-        if rule.startswith("-A ") and words[-1] in chains and words[words.index("-j") + 1] == words[-1]:
+        if rule.startswith("-A ") and words[-1] in chains and words[-2] in ("-j", "-g"):
             quoted = re.findall(r'"([^"]*)"|(\S+)', rule)
             _iptables("iptables", "-t", table, "-D", *[a or b for a, b in quoted][1:])
     for action in ("-F", "-X"):

@@ -8,6 +8,7 @@ Images live in a second store, kept between deployments, that hosts mount read-o
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -22,18 +23,28 @@ class PodmanError(Exception):
     """podman refused, is missing or took too long; the message says which command and why."""
 
 
+HOME = Path("/var/lib/dodas")
+IMAGES = Path("/var/cache/dodas/images")
+RUN = Path("/run/dodas")
+
+
 def image_store():
     """The image store: `$DODAS_IMAGES`, or /var/cache/dodas/images."""
-    return Path(os.environ.get("DODAS_IMAGES", "/var/cache/dodas/images"))
+    return Path(os.environ.get("DODAS_IMAGES", IMAGES)).absolute()
 
 
 class Podman:
-    """Runs podman with dodas's configuration, which is written below `home` (state) and `run` (runtime)."""
+    """Runs podman with dodas's configuration, which is written below `home` (state) and `run` (runtime).
 
-    def __init__(self, home, run="/run/dodas", images=None):
+    Each store has a runtime directory of its own; locks, and what the network changes, are the machine's.
+    """
+
+    def __init__(self, home, run=RUN, images=None):
         self.home = Path(home) / "local"
-        self.run_dir = Path(run)
         self.images = Path(images) if images else image_store()
+        self.machine = Path(run)
+        self.run_dir = _own(self.machine, Path(home), HOME)
+        self.images_run_dir = _own(self.machine, self.images, IMAGES)
 
     def configure(self):
         """Write podman's configuration. Raises PodmanError where the machine cannot run it."""
@@ -57,7 +68,6 @@ class Podman:
             'cgroup_manager = "cgroupfs"' if wrapper else "",
             'events_logger = "none"',
             'lock_type = "file"',
-            f"tmp_dir = {json.dumps(str(self.run_dir / 'libpod'))}",
         ]
         if wrapper:
             path = self.home / "crun"
@@ -69,11 +79,12 @@ class Podman:
     def command(self, *arguments, store="containers"):
         """The argument list that runs podman on the store of containers, or on the one of images."""
         if store == "images":
-            options = ["--root", str(self.images), "--runroot", str(self.run_dir / "images")]
+            options = ["--root", self.images, "--runroot", self.images_run_dir / "images"]
+            options += ["--tmpdir", self.images_run_dir / "libpod"]
         else:
-            options = ["--root", str(self.home / "storage"), "--runroot", str(self.run_dir / "containers")]
-            options += ["--storage-opt", f"additionalimagestore={self.images}"]
-        return ["podman", *options, *map(str, arguments)]
+            options = ["--root", self.home / "storage", "--runroot", self.run_dir / "containers"]
+            options += ["--tmpdir", self.run_dir / "libpod", "--storage-opt", f"additionalimagestore={self.images}"]
+        return ["podman", *map(str, [*options, *arguments])]
 
     def environment(self):
         """The environment for `command`."""
@@ -110,10 +121,23 @@ class Podman:
     @contextmanager
     def lock(self, name, exclusive=True):
         """Hold a lock of this machine: two dodas commands do not build or remove the same thing at once."""
-        self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
-        with (self.run_dir / f"{name}.lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            yield
+        self.machine.mkdir(parents=True, exist_ok=True, mode=0o711)
+        path = self.machine / f"{name}.lock"
+        while True:
+            with path.open("w") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+                if not (path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino):
+                    continue  # who held it removed it meanwhile
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+
+
+def _own(run, path, default):
+    """The runtime directory of the store at `path`: `run` itself for the default one."""
+    return run if path == default else run / hashlib.sha256(str(path).encode()).hexdigest()[:8]
 
 
 def _write(path, text, mode):
