@@ -129,11 +129,14 @@ def _build_one(podman, image, project, log_dir):
         try:
             (_build_root if image.suite else _build_container)(podman, image, project, stream)
             podman.run("tag", f"{PREFIX}{image.name}:latest", image.reference, store="images")
-        except (subprocess.SubprocessError, PodmanError) as exc:
-            stream.flush()
+        except subprocess.CalledProcessError as exc:
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
             errors = [line for line in lines if line.startswith(("E: ", "Error", "error"))] or lines[-1:] or [str(exc)]
             raise ImageError(f"image {image.name}: {errors[0].strip()} (log: {log})") from exc
+        except subprocess.TimeoutExpired as exc:
+            raise ImageError(f"image {image.name}: not built after {TIMEOUT} s (log: {log})") from exc
+        except (OSError, PodmanError) as exc:
+            raise ImageError(f"image {image.name}: {exc} (log: {log})") from exc
     return round(time.monotonic() - start, 1)
 
 
@@ -174,6 +177,8 @@ def debian_sources(suite):
 
     Empty on machines that are not Debian: mmdebstrap then takes its own default.
     """
+    if not shutil.which("apt-get"):
+        return []
     found = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(ORIGIN) $(SUITE) $(CODENAME) $(REPO_URI)", "Created-By: Packages"],
         capture_output=True, text=True, timeout=60, check=False,

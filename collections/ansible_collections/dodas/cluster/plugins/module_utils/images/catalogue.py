@@ -44,7 +44,10 @@ class Image:
 
 def catalogue(folder, project):
     """All images in `folder`, by name, parents first. Paths in `# inputs:` lines are relative to `project`."""
-    pending = {path.name: path for path in sorted(Path(folder).iterdir()) if path.is_dir()}
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: is no folder of images")
+    pending = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
     images = {}
     while pending:
         ready = {name: path for name, path in pending.items() if (_parent(path) or "") not in pending}
@@ -72,8 +75,29 @@ def _parent(folder):
     containerfile = folder / "Containerfile"
     if not containerfile.exists():
         return None
-    stages = re.findall(rf"^FROM +{PREFIX}([\w-]+)", containerfile.read_text(encoding="utf-8"), re.M)
-    return stages[-1] if stages else None
+    stages = re.findall(r"^FROM +(\S+)(?: +AS +(\S+))?", containerfile.read_text(encoding="utf-8"), re.M | re.I)
+    # One parent for all stages: it is what the image's content and the order of builds depend on.
+    parents = {image for image, _name in stages} - {name for _image, name in stages}
+    if len(parents) != 1:
+        raise ImageError(f"{containerfile}: must be FROM one image, and is from {', '.join(sorted(parents)) or 'none'}")
+    found = re.fullmatch(rf"{PREFIX}([\w-]+)", parents.pop())
+    return found.group(1) if found else None
+
+
+def _root(path):
+    """The suite and the packages of a root."""
+    if yaml is None:
+        raise ImageError("the Python library PyYAML is needed")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as exc:
+        raise ImageError(f"{path}: {exc}") from exc
+    if not isinstance(fields, dict) or set(fields) != {"suite", "packages"}:
+        raise ImageError(f"{path}: needs exactly suite and packages")
+    packages = fields["packages"]
+    if not isinstance(packages, list) or not all(isinstance(one, str) for one in packages):
+        raise ImageError(f"{path}: packages must be a list of names")
+    return fields
 
 
 def _image(name, folder, images, project):
@@ -90,13 +114,13 @@ def _image(name, folder, images, project):
         for line in re.findall(r"^# inputs: (.*)$", containerfile.read_text(encoding="utf-8"), re.M):
             inputs += [project / word for word in line.split()]
     else:
-        fields = yaml.safe_load(rootfs.read_text(encoding="utf-8"))
-        if set(fields) != {"suite", "packages"}:
-            raise ImageError(f"{rootfs}: needs exactly suite and packages")
+        fields = _root(rootfs)
     digest = hashlib.sha256(images[parent].digest.encode() if parent else b"")
     for path in inputs:
         if not path.exists():
             raise ImageError(f"{containerfile}: input {path} does not exist")
+        if not path.is_relative_to(project):
+            raise ImageError(f"{path}: is not in the project {project}")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and "__pycache__" not in file.parts and "node_modules" not in file.parts:
                 executable = b"x" if file.stat().st_mode & 0o100 else b"-"
