@@ -147,7 +147,8 @@ class Deployment:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             errors = re.findall(r"^\[ERROR\]: (.*)", done.stderr, re.M)
-            raise InputError(f"{self.source} is neither a TOSCA template nor an inventory: {(errors or ['unknown error'])[0]}")
+            reason = (errors or ["unknown error"])[0]
+            raise InputError(f"{self.source} is neither a TOSCA template nor an inventory: {reason}")
         return json.loads(done.stdout)
 
     def _environment(self):

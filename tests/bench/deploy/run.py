@@ -94,7 +94,8 @@ class Bench:
     def footprint(self):
         """Memory in MB (proportional set size) of every process of the hosts."""
         store = self.scratch / "home" / "local"
-        podman = ["podman", "--root", str(store / "storage"), "--runroot", _runroot(store), "ps", "-q", "--format", "{{.Pid}}"]
+        podman = ["podman", "--root", str(store / "storage"), "--runroot", _runroot(store)]
+        podman += ["ps", "-q", "--format", "{{.Pid}}"]
         environment = {**os.environ, "CONTAINERS_CONF": str(store / "containers.conf")}
         printed = subprocess.run(podman, env=environment, capture_output=True, text=True, check=True).stdout
         children = {}
@@ -151,7 +152,8 @@ def main():
         finally:
             subprocess.run([ROOT / "dodas", "down"], env=bench.environment, capture_output=True, check=False)
             if options.first:
-                mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if scratch in line]
+                mounts = Path("/proc/self/mounts").read_text().splitlines()
+                mounted = [line.split()[1] for line in mounts if scratch in line]
                 for path in reversed(mounted):
                     subprocess.run(["umount", path], check=False)
                 shutil.rmtree(Path(scratch) / "images", ignore_errors=True)
@@ -163,7 +165,9 @@ def main():
             print(f"{name:<50}{statistics.median(values):>9.1f}{TARGETS[name]:>9}{peer}   {shown}")
     print(f"scale by two workers ran {tasks} tasks, on the controller and the new hosts (and probes on all)")
     if options.json:
-        result = {name: {"median": statistics.median(v), "target": TARGETS[name], "all": v} for name, v in figures.items() if v}
+        result = {
+            name: {"median": statistics.median(v), "target": TARGETS[name], "all": v} for name, v in figures.items() if v
+        }
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -136,7 +136,12 @@ def test_fetch_tells_where_it_came_from(web):
     publish(web)
     found, origin = dimuon.fetch(f"{web.url}/dimuon/", 5)
     assert found == conditions(5)
-    assert origin == {"url": f"{web.url}/dimuon/run_5.json", "proxy": "1.1 squid-1", "cache": "squid-1;hit;detail=match", "attempts": 1}
+    assert origin == {
+        "url": f"{web.url}/dimuon/run_5.json",
+        "proxy": "1.1 squid-1",
+        "cache": "squid-1;hit;detail=match",
+        "attempts": 1,
+    }
 
 
 def test_fetch_goes_through_the_proxy(web, monkeypatch):

@@ -55,7 +55,8 @@ options:
     choices: [present, absent]
     default: present
   purge:
-    description: With O(state=absent), whether its configuration in C(/etc/dodas) and its state in C(/var/lib/dodas) go too.
+    description:
+      - With O(state=absent), whether its configuration in C(/etc/dodas) and its state in C(/var/lib/dodas) go too.
     type: bool
     default: false
 """
