@@ -166,7 +166,9 @@ def main():
     print(f"scale by two workers ran {tasks} tasks, on the controller and the new hosts (and probes on all)")
     if options.json:
         result = {
-            name: {"median": statistics.median(v), "target": TARGETS[name], "all": v} for name, v in figures.items() if v
+            name: {"median": statistics.median(v), "target": TARGETS[name], "all": v}
+            for name, v in figures.items()
+            if v
         }
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
