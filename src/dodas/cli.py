@@ -81,6 +81,8 @@ def up(source, backend, engine, name, pairs, inputs_file, variables, plan, yes, 
     if deployment.backend == "local":
         machine.become_root()
         machine.ensure_packages(yes)
+        if not plan:
+            _build_images(progress=None if as_json else _say_built)
     known = deployment.name in deployments.names()
     if not known and not plan:
         deployment.save()
@@ -264,19 +266,17 @@ def images(action, names, yes, as_json):
     """List the container images, build them (all, or those NAMES), or remove those that are out of date."""
     machine.become_root()
     machine.ensure_packages(yes)
+    progress = None if as_json else _say_built
+    if action == "build":
+        took, there = _build_images(names, progress)
+        if not as_json:
+            click.echo(f"{took} built, {there} were there")
     try:
-        podman = Podman(store.home())
-        podman.configure()
-        every = catalogue.catalogue(ROOT / "containers", ROOT)
-        wanted = catalogue.with_parents(every, names or list(every))
-        if action == "build":
-            took = build.build(podman, wanted, ROOT, progress=None if as_json else _say_built)
-            if not as_json:
-                click.echo(f"{len(took)} built, {len(wanted) - len(took)} were there")
-        elif action == "prune":
+        podman, every = _images()
+        if action == "prune":
             for reference in build.prune(podman, every.values()):
                 click.echo(f"removed {reference}", err=as_json)
-        found = build.listing(podman, wanted)
+        found = build.listing(podman, catalogue.with_parents(every, names or list(every)))
     except (PodmanError, catalogue.ImageError) as exc:
         raise DodasError(str(exc)) from exc
     if as_json:
@@ -393,6 +393,27 @@ def _explain(deployment, report, found, advice="./dodas up goes on from here, ./
     for error in report["errors"]:
         click.echo(f"dodas: {error['host']}: {error['task']}: {error['reason']}", err=True)
     raise DodasError(f"{deployment.name} is not complete: {advice}")
+
+
+def _images():
+    """dodas's podman, and all images by name."""
+    podman = Podman(store.home())
+    podman.configure()
+    return podman, catalogue.catalogue(ROOT / "containers", ROOT)
+
+
+def _build_images(names=(), progress=None):
+    """Build the images that are missing; returns how many were built and how many were there. Raises DodasError."""
+    try:
+        podman, every = _images()
+        wanted = catalogue.with_parents(every, names or list(every))
+        missing = build.missing(podman, wanted)
+        if missing and progress:
+            click.echo(f"building {len(missing)} of {len(wanted)} images; they are kept for later clusters")
+        took = build.build(podman, wanted, ROOT, progress=progress)
+    except (PodmanError, catalogue.ImageError) as exc:
+        raise DodasError(str(exc)) from exc
+    return len(took), len(wanted) - len(took)
 
 
 def _say_built(name, seconds):

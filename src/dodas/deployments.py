@@ -10,11 +10,13 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment as store
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
+from dodas import lock
 from dodas.errors import DodasError, InputError
 
 ROOT = Path(os.environ.get("DODAS_ROOT", Path(__file__).resolve().parents[2]))
@@ -31,6 +33,7 @@ class Deployment:
     backend: str = "local"
     engine: str = "podman"
     inputs: dict = field(default_factory=dict)
+    _held: tuple = ()  # file descriptors that playbooks inherit
 
     @classmethod
     def load(cls, name):
@@ -59,12 +62,28 @@ class Deployment:
         store.write_json(self.directory / "inputs.json", self.inputs)
         store.write_json(self.directory / "deployment.json", record)
 
+    @contextmanager
+    def lock(self, end=False):
+        """Keep other commands from changing it meanwhile; with `end`, end the one that does. Raises InputError."""
+        with lock.only_one(self.directory, end) as held:
+            self._held = (held,)
+            try:
+                yield
+            finally:
+                self._held = ()
+
     def play(self, playbook, variables=None, verbose=0, quiet=False, check=False):
         """Run a playbook on the deployment; returns its report (see the callback `progress`) with its exit status.
 
         `variables`: a mapping, or a file of them.
         """
-        command = [_ansible(), "-i", str(self.source), str(ROOT / "playbooks" / f"{playbook}.yml")]
+        inventory = str(self.source)
+        if playbook == "down" and _is_template(self):
+            # What is there is removed, whatever became of the template.
+            inventory = "localhost,"
+            variables = {"dodas_deployment": self.name, "dodas_state_dir": str(self.directory),
+                         "dodas_backend": self.backend, "ansible_connection": "local"}  # fmt: skip
+        command = [_ansible(), "-i", inventory, str(ROOT / "playbooks" / f"{playbook}.yml")]
         if variables:
             command += ["-e", f"@{variables.resolve()}" if isinstance(variables, Path) else json.dumps(variables)]
         command += ["--check", "--diff"] if check else []
@@ -77,10 +96,10 @@ class Deployment:
             environment["DODAS_REPORT"] = str(report)
             output = subprocess.DEVNULL if quiet else None
             try:
-                status = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, check=False).returncode
+                done = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, pass_fds=self._held, check=False)
             except KeyboardInterrupt:
                 raise DodasError("interrupted: ./dodas up finishes what was begun, ./dodas down removes it") from None
-            return {"errors": [], "probes": {}, "phases": [], **store.read_json(report, {}), "status": status}
+            return {"errors": [], "probes": {}, "phases": [], **store.read_json(report, {}), "status": done.returncode}
 
     def ssh(self, host, *command):
         """The argument list that runs a command on a host. Raises InputError for a host that it has not."""
