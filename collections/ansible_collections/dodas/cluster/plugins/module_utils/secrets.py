@@ -11,7 +11,7 @@ from pathlib import Path
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import files
 from ansible_collections.dodas.cluster.plugins.module_utils.x509.authority import Authority
-from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import rsa, utcnow, x509
+from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import InvalidSignature, rsa, utcnow, x509
 
 
 def _scrypt(password):
@@ -38,6 +38,8 @@ class Secrets:
 
     def make(self, names, certificates, days):
         """Make the secrets and certificates in `names`; the authority with the first certificate."""
+        for folder in (self.pki.parent, self.pki):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         have = deployment.read_json(self.path, {})
         new = {name: base64.b64encode(os.urandom(32)).decode() for name in names if name not in certificates}
         for name in [name for name in new if name.endswith("_password")]:
@@ -55,12 +57,16 @@ class Secrets:
                 files.write(str(self.pki / f"{name}.crt"), files.certificate_pem(certificate))
 
     def _good(self, name, hosts):
-        """Whether a certificate is there, for these names, with more than a third of its life left."""
+        """Whether a certificate of our authority is there with its key, for these names, in its first two thirds."""
         try:
             certificate = x509.load_pem_x509_certificate((self.pki / f"{name}.crt").read_bytes())
-        except (OSError, ValueError):
+            certificate.verify_directly_issued_by(x509.load_pem_x509_certificate((self.pki / "ca.pem").read_bytes()))
+            key = files.load_key(files.read_private(str(self.pki / f"{name}.key")))
+            found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
             return False
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        if certificate.public_key().public_numbers() != key.public_key().public_numbers():
+            return False  # a run that was killed between the two
         life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         fresh = certificate.not_valid_after_utc - utcnow() > life / 3
-        return fresh and found.get_values_for_type(x509.DNSName) == list(hosts) and (self.pki / f"{name}.key").exists()
+        return fresh and found.get_values_for_type(x509.DNSName) == list(hosts)

@@ -84,6 +84,8 @@ def main():
         supports_check_mode=True,
     )
     parameters = module.params
+    if parameters["jobs"] < 1:
+        module.fail_json(msg=f"jobs: {parameters['jobs']} must be at least 1")
     try:
         podman = Podman(deployment.home())
         podman.configure()
@@ -100,7 +102,7 @@ def main():
         elif parameters["archive"]:
             result["archive"] = ""
         module.exit_json(**result)
-    except (catalogue.ImageError, PodmanError) as exc:
+    except (OSError, ValueError, catalogue.ImageError, PodmanError) as exc:
         module.fail_json(msg=str(exc))
 
 

@@ -77,7 +77,7 @@ def main():
         podman.configure()
         images = catalogue.catalogue(module.params["folder"], module.params["project"])
         module.exit_json(changed=False, images=build.listing(podman, images.values()))
-    except (catalogue.ImageError, PodmanError) as exc:
+    except (OSError, ValueError, catalogue.ImageError, PodmanError) as exc:
         module.fail_json(msg=str(exc))
 
 

@@ -85,6 +85,11 @@ def main():
     if MISSING:
         module.fail_json(msg=f"the Python library cryptography is needed: {MISSING}")
     parameters = module.params
+    for name, hosts in parameters["certificates"].items():
+        if not isinstance(hosts, list) or not hosts or not all(isinstance(host, str) for host in hosts):
+            module.fail_json(msg=f"certificates.{name}: must be a list of DNS names")
+    if parameters["days"] < 1:
+        module.fail_json(msg=f"days: {parameters['days']} must be at least 1")
     try:
         store = secrets.Secrets(parameters["name"], parameters["state_dir"])
         made = store.missing(parameters["secrets"], parameters["certificates"])

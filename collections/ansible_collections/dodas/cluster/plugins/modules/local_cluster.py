@@ -31,10 +31,9 @@ options:
     description: The deployment's directory for keys and addresses. Needed for O(state=present).
     type: path
   hosts:
-    description: The hosts that there shall be; others of the deployment are removed.
+    description: The hosts that there shall be; others of the deployment are removed. Needed for O(state=present).
     type: list
     elements: dict
-    default: []
     suboptions:
       name:
         description: The host's name.
@@ -99,7 +98,7 @@ def main():
         argument_spec={
             "name": {"type": "str", "required": True},
             "state_dir": {"type": "path"},
-            "hosts": {"type": "list", "elements": "dict", "options": host, "default": []},
+            "hosts": {"type": "list", "elements": "dict", "options": host},
             "image": {"type": "str", "default": "localhost/dodas/host:latest"},
             "timeout": {"type": "int", "default": 120},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -129,7 +128,7 @@ def main():
             else:
                 result["changed"] = bool(cluster.remove()) or result["changed"]
         module.exit_json(**result)
-    except PodmanError as exc:
+    except (OSError, ValueError, PodmanError) as exc:
         module.fail_json(msg=str(exc))
 
 

@@ -51,7 +51,7 @@ def main():
         podman.configure()
         cluster = LocalCluster(module.params["name"], "/nonexistent", podman)
         module.exit_json(changed=False, hosts=cluster.found())
-    except PodmanError as exc:
+    except (OSError, ValueError, PodmanError) as exc:
         module.fail_json(msg=str(exc))
 
 
