@@ -4,6 +4,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import subprocess
 from datetime import timedelta
 
@@ -17,12 +18,19 @@ NAMES = ["consul_gossip", "user_password"]
 HOSTS = {"web": ["web.service.consul", "front-1.node.consul"]}
 
 
-@pytest.fixture
-def made(tmp_path):
-    store = Secrets("tier3", tmp_path / "state")
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    store = Secrets("tier3", tmp_path_factory.mktemp("first") / "state")
     assert store.missing(NAMES, HOSTS) == [*NAMES, "web"]
     store.make(store.missing(NAMES, HOSTS), HOSTS, 90)
     return store
+
+
+@pytest.fixture
+def made(first, tmp_path):
+    """A copy: keys take a while to make."""
+    shutil.copytree(first.path.parent, tmp_path / "state", symlinks=True)
+    return Secrets("tier3", tmp_path / "state")
 
 
 def test_everything_is_made_once_and_only_for_its_owner(made):
