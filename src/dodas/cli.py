@@ -83,18 +83,16 @@ def up(source, backend, engine, name, pairs, inputs_file, variables, plan, yes, 
         machine.ensure_packages(yes)
         if not plan:
             _build_images(progress=None if as_json else _say_built)
-    known = deployment.name in deployments.names()
-    if not known and not plan:
-        deployment.save()
-    try:
-        report = deployment.play("up", variables, verbose=verbose, quiet=as_json, check=plan)
-    finally:
-        if not known and not plan and not deployment.hosts and not (deployment.directory / "secrets.json").exists():
-            _forget(deployment)
     if plan:
-        sys.exit(report["status"])
-    if report["status"] == 0:
+        sys.exit(deployment.play("up", variables, verbose=verbose, quiet=as_json, check=True)["status"])
+    known = deployment.name in deployments.names()
+    with deployment.lock():
         deployment.save()
+        try:
+            report = deployment.play("up", variables, verbose=verbose, quiet=as_json)
+        finally:
+            if not known and not deployment.hosts and not (deployment.directory / "secrets.json").exists():
+                _forget(deployment)
     found = cluster.describe(deployment, report)
     if as_json:
         click.echo(json.dumps({**found, "phases": report["phases"], "seconds": round(time.monotonic() - start, 1)}))
@@ -208,8 +206,9 @@ def scale(counts, name, as_json, verbose):
         if key not in inputs:
             raise InputError(f"{key} does not set a number of hosts in {deployment.source}: {', '.join(inputs)} does")
     deployment.inputs = {**deployment.inputs, **_load(deployment.source, {**deployment.inputs, **wanted}).values}
-    deployment.save()
-    report = deployment.play("scale", verbose=verbose, quiet=as_json)
+    with deployment.lock():
+        deployment.save()
+        report = deployment.play("scale", verbose=verbose, quiet=as_json)
     found = cluster.describe(deployment, report)
     if as_json:
         seconds = round(time.monotonic() - start, 1)
@@ -234,7 +233,8 @@ def down(name, which, as_json, verbose):
     deployment = deployments.only(name or which)
     if deployment.backend == "local":
         machine.become_root()
-    report = deployment.play("down", verbose=verbose, quiet=as_json)
+    with deployment.lock(end=True):
+        report = deployment.play("down", verbose=verbose, quiet=as_json)
     if report["status"] != 0:
         _explain(deployment, report, {"probes": []}, "down again finishes it")
     seconds = round(time.monotonic() - start, 1)

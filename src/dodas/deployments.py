@@ -94,6 +94,8 @@ class Deployment:
         with tempfile.TemporaryDirectory() as scratch:
             report = Path(scratch) / "report.json"
             environment["DODAS_REPORT"] = str(report)
+            environment["DODAS_INPUTS"] = str(Path(scratch) / "inputs.json")
+            store.write_json(environment["DODAS_INPUTS"], self.inputs)
             output = subprocess.DEVNULL if quiet else None
             try:
                 done = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, pass_fds=self._held, check=False)
