@@ -90,6 +90,7 @@ class Podman:
         """The environment for `command`."""
         ours = {
             "CONTAINERS_CONF": str(self.home / "containers.conf"),
+            "NETAVARK_FW": "iptables",  # whose rules `machine` knows how to take back
             "CONTAINERS_REGISTRIES_CONF": str(self.home / "registries.conf"),
         }
         return {**os.environ, **ours}
