@@ -39,6 +39,8 @@ class LocalCluster:
 
     def found(self):
         """Hosts there are: {host: {"state": "running", "address": "10.89.0.10"}}."""
+        if not (self.podman.home / "storage").is_dir():
+            return {}
         listed = self.podman.json("ps", "--all", "--filter", f"label={LABEL}={self.name}", "--format", "json")
         names = [container["Names"][0] for container in listed]
         details = self.podman.json("inspect", "--type", "container", *names) if names else []
@@ -51,14 +53,17 @@ class LocalCluster:
         }
 
     def plan(self, desired):
-        """What `apply` would do: lists of host names under create, start and remove."""
+        """What `apply` would do: lists of host names under create, start and remove. Raises PodmanError."""
         found = self.found()
         wanted = [one["name"] for one in desired]
         for name in wanted:
             if not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", name) or wanted.count(name) > 1:
                 raise PodmanError(f"host name {name!r} is not lower-case letters, digits and dashes, or there twice")
+        create = [name for name in wanted if found.get(name, {}).get("state") in (None, "created")]
+        if create:
+            self._preflight()
         return {
-            "create": [name for name in wanted if found.get(name, {}).get("state") in (None, "created")],
+            "create": create,
             "start": [name for name in wanted if found.get(name, {}).get("state") not in (None, "created", "running")],
             "remove": [name for name in found if name not in wanted],
         }
@@ -72,7 +77,6 @@ class LocalCluster:
         with self.podman.lock(f"deployment-{self.name}"):
             plan = self.plan(desired)
             if plan["create"]:
-                self._preflight()
                 self._make_network()
             self._remove(plan["remove"] + plan["create"])
             addresses = self._addresses(desired)
