@@ -98,7 +98,9 @@ class Deployment:
             store.write_json(environment["DODAS_INPUTS"], self.inputs)
             output = subprocess.DEVNULL if quiet else None
             try:
-                done = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, pass_fds=self._held, check=False)
+                done = subprocess.run(
+                    command, cwd=ROOT, env=environment, stdout=output, pass_fds=self._held, check=False
+                )
             except KeyboardInterrupt:
                 raise DodasError("interrupted: ./dodas up finishes what was begun, ./dodas down removes it") from None
             return {"errors": [], "probes": {}, "phases": [], **store.read_json(report, {}), "status": done.returncode}

@@ -40,7 +40,8 @@ def only_one(folder, end=False):
             owner = stream.read()
         holders = _holders(path)
         if time.monotonic() > deadline or (not end and owner in holders):
-            raise InputError(f"another dodas command (process {owner}) works on {path.parent.name}: wait until it ended")
+            name = path.parent.name
+            raise InputError(f"another dodas command (process {owner}) works on {name}: wait until it ended")
         _kill(holders)
         time.sleep(0.1)
 
