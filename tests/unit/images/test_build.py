@@ -160,9 +160,9 @@ def test_preflight(podman, tmp_path, monkeypatch):
 
 def test_prune_keeps_what_is_current(podman):
     current = {FAMILY[0].reference, "localhost/dodas/a:latest"}
-    podman.store = current | {"localhost/dodas/a:old", "localhost/dodas/gone:latest", "registry.example/somebody/else:1"}
+    podman.store = current | {"localhost/dodas/a:old", "localhost/dodas/gone:latest", "registry.example/else:1"}
     assert sorted(build.prune(podman, FAMILY)) == ["localhost/dodas/a:old", "localhost/dodas/gone:latest"]
-    assert podman.store == current | {"registry.example/somebody/else:1"}
+    assert podman.store == current | {"registry.example/else:1"}
 
 
 def test_an_archive_is_made_once_for_the_same_content(podman, tmp_path):
