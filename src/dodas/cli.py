@@ -235,6 +235,7 @@ def down(name, which, as_json, verbose):
         machine.become_root()
     with deployment.lock(end=True):
         report = deployment.play("down", verbose=verbose, quiet=as_json)
+    deployment.hang_up()
     if report["status"] != 0:
         _explain(deployment, report, {"probes": []}, "down again finishes it")
     seconds = round(time.monotonic() - start, 1)

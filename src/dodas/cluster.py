@@ -42,7 +42,7 @@ def describe(deployment, report):
 def slots(deployment, front):
     """The pool's slots: machine, cpus, memory in MB, jobs that run."""
     query = f"condor_status -const 'SlotType == \"Partitionable\"' -af {SLOTS}"
-    printed = deployment.run(front, f"podman exec dodas-htcondor {query}", check=False)
+    printed = deployment.run(front, f"podman exec dodas-htcondor {query}")
     found = []
     for line in printed.splitlines():
         machine, cpus, free, memory, jobs = line.split()

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +57,21 @@ class Deployment:
     def hosts(self):
         """Addresses by host."""
         return store.read_json(self.directory / "hosts.json", {})
+
+    @property
+    def sockets(self):
+        """Where connections that are kept open for the next command have their sockets: a path may have 100 bytes."""
+        run = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR")
+        return Path(run, "dodas/ssh", hashlib.sha256(bytes(self.directory)).hexdigest()[:8]) if run else None
+
+    def hang_up(self):
+        """Close the connections that are kept open."""
+        for path in self.sockets.glob("*") if self.sockets else []:
+            subprocess.run(["ssh", "-O", "exit", "-S", path, "host"], capture_output=True, timeout=10, check=False)
+        if self.sockets:
+            shutil.rmtree(self.sockets, ignore_errors=True)
+            with suppress(OSError):
+                self.sockets.parent.rmdir()  # with the last deployment's
 
     def save(self):
         """Record it, so that later commands need only its name."""
@@ -111,13 +128,14 @@ class Deployment:
         if not addresses.get(host):
             there = ", ".join(name for name, address in addresses.items() if address)
             raise InputError(f"deployment {self.name} has no host {host!r}: {there or 'it has none yet'}")
-        sockets = self.directory / "ssh"
-        sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
-        options = ["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10", "-o", "ControlMaster=auto",
-                   "-o", "ControlPersist=30", "-o", f"ControlPath={sockets}/%C"]  # fmt: skip
+        keys = self.directory / "ssh"
+        options = ["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10"]
+        if self.sockets:
+            self.sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
+            options += ["-o", "ControlMaster=auto", "-o", "ControlPersist=30", "-o", f"ControlPath={self.sockets}/%C"]
         user = "root"
         if _is_template(self):
-            options += ["-i", str(sockets / "id_ed25519"), "-o", f"UserKnownHostsFile={sockets / 'known_hosts'}",
+            options += ["-i", str(keys / "id_ed25519"), "-o", f"UserKnownHostsFile={keys / 'known_hosts'}",
                         "-o", "StrictHostKeyChecking=yes"]  # fmt: skip
         else:
             variables = self._inventory()["_meta"]["hostvars"][host]
@@ -180,6 +198,7 @@ class Deployment:
             "DODAS_BACKEND": self.backend,
             "DODAS_ENGINE": self.engine,
             "DODAS_HOME": str(store.home()),
+            **({"ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.sockets)} if self.sockets else {}),
             "DODAS_INPUTS": str(self.directory / "inputs.json"),
         }
 
