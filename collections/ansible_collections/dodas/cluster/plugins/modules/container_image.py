@@ -31,11 +31,13 @@ options:
     description: The folder that C(# inputs) lines in Containerfiles are relative to.
     type: path
     required: true
-  archive:
+  archives:
     description:
-      - A folder. When given, the images named are also saved there as one archive, for hosts that have no access
-        to the store.
-    type: path
+      - Sets of images, each the list of its names, that are also saved as one archive a set, for hosts that have no
+        access to the store. Archives are beside the store.
+    type: list
+    elements: list
+    default: []
   jobs:
     description: How many to build at once.
     type: int
@@ -59,10 +61,10 @@ built:
   description: Seconds that each image took that was built.
   returned: always
   type: dict
-archive:
-  description: The archive's path.
-  returned: when I(archive) is given
-  type: str
+archives:
+  description: The archive of each set, by its names joined with commas. Empty in check mode.
+  returned: always
+  type: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -78,7 +80,7 @@ def main():
             "names": {"type": "list", "elements": "str"},
             "folder": {"type": "path", "required": True},
             "project": {"type": "path", "required": True},
-            "archive": {"type": "path"},
+            "archives": {"type": "list", "elements": "list", "default": []},
             "jobs": {"type": "int", "default": 2},
         },
         supports_check_mode=True,
@@ -92,15 +94,14 @@ def main():
         images = catalogue.catalogue(parameters["folder"], parameters["project"])
         wanted = catalogue.with_parents(images, parameters["names"] or list(images))
         todo = build.missing(podman, wanted)
-        result = {"images": {image.name: image.reference for image in wanted}, "built": {}, "changed": bool(todo)}
+        references = {image.name: image.reference for image in wanted}
+        result = {"images": references, "built": {}, "archives": {}, "changed": bool(todo)}
         if not module.check_mode:
             result["built"] = build.build(podman, wanted, parameters["project"], parameters["jobs"])
-            if parameters["archive"]:
-                named = [image for image in wanted if image.name in (parameters["names"] or images)]
-                result["archive"], made = build.archive(podman, named, parameters["archive"])
+            for names in parameters["archives"]:
+                path, made = build.archive(podman, [images[name] for name in names], podman.images.parent / "archives")
+                result["archives"][",".join(names)] = path
                 result["changed"] = result["changed"] or made
-        elif parameters["archive"]:
-            result["archive"] = ""
         module.exit_json(**result)
     except (OSError, ValueError, catalogue.ImageError, PodmanError) as exc:
         module.fail_json(msg=str(exc))
