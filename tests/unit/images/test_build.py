@@ -2,6 +2,7 @@
 """Building images with a stand-in for podman; the real one runs in the end-to-end test."""
 
 import contextlib
+import os
 import subprocess
 import threading
 import time
@@ -172,6 +173,15 @@ def test_an_archive_is_made_once_for_the_same_content(podman, tmp_path):
     assert build.archive(podman, reversed(FAMILY[:2]), tmp_path / "archives") == (path, False)
     assert build.archive(podman, FAMILY[:1], tmp_path / "archives")[0] != path
     assert len(list((tmp_path / "archives").iterdir())) == 2
+
+
+def test_archives_that_nobody_asked_for_go(podman, tmp_path):
+    kept, forgotten = (Path(build.archive(podman, some, tmp_path)[0]) for some in (FAMILY[:1], FAMILY[:2]))
+    for path in (kept, forgotten):
+        os.utime(path, (0, 0))
+    build.archive(podman, FAMILY[:1], tmp_path)
+    build.archive(podman, FAMILY[:3], tmp_path)
+    assert kept.exists() and not forgotten.exists()
 
 
 def test_listing(podman):

@@ -20,6 +20,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.images.catalogue imp
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import PodmanError
 
 TIMEOUT = 1200  # seconds for one image
+KEEP_DAYS = 7
 NEEDED_DISK_MB = 3000
 # Lent to builds where the machine has them: package clients' configuration and certificate authorities.
 LENT_FILES = ("/etc/pip.conf", "/etc/npmrc", "/etc/ssl/certs")
@@ -87,13 +88,20 @@ def listing(podman, images):
 
 
 def archive(podman, images, folder):
-    """Save images as one archive in `folder`, named by their content; returns its path and whether it was made."""
+    """Save images as one archive in `folder`, named by their content; returns its path and whether it was made.
+
+    Archives that nobody asked for in KEEP_DAYS go.
+    """
     digest = hashlib.sha256(" ".join(sorted(image.reference for image in images)).encode()).hexdigest()[:16]
     path = Path(folder) / f"images-{digest}.tar"
     with podman.lock("images"):
         if path.exists():
+            path.touch()
             return str(path), False
         path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob("images-*"):
+            if time.time() - old.stat().st_mtime > KEEP_DAYS * 86400:
+                old.unlink()
         partial = path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         names = [name for image in images for name in (image.reference, f"{PREFIX}{image.name}:latest")]
