@@ -102,7 +102,7 @@ def up(source, backend, engine, name, pairs, inputs_file, variables, plan, yes, 
         show.phases(report, time.monotonic() - start)
         show.console.print(f"[bold green]complete[/]: {deployment.name}")
     if not found["complete"]:
-        _explain(deployment, report, found)
+        _explain(deployment, report, found, shown=not as_json and not verbose)
 
 
 @main.command()
@@ -214,7 +214,7 @@ def scale(counts, name, as_json, verbose):
         seconds = round(time.monotonic() - start, 1)
         click.echo(json.dumps({**found, "phases": report["phases"], "tasks": report.get("tasks"), "seconds": seconds}))
     if not found["complete"]:
-        _explain(deployment, report, found)
+        _explain(deployment, report, found, shown=not as_json and not verbose)
     if not as_json:
         show.status(found)
         show.phases(report, time.monotonic() - start)
@@ -237,7 +237,7 @@ def down(name, which, as_json, verbose):
         report = deployment.play("down", verbose=verbose, quiet=as_json)
     deployment.hang_up()
     if report["status"] != 0:
-        _explain(deployment, report, {"probes": []}, "down again finishes it")
+        _explain(deployment, report, {"hosts": {}}, "down again finishes it", shown=not as_json and not verbose)
     seconds = round(time.monotonic() - start, 1)
     record = {"name": deployment.name, "seconds": seconds}
     click.echo(json.dumps(record) if as_json else f"{deployment.name} is gone ({seconds} s)")
@@ -389,10 +389,16 @@ def _forget(deployment):
     deployment.directory.rmdir()
 
 
-def _explain(deployment, report, found, advice="./dodas up goes on from here, ./dodas down removes it"):
-    """Say what is wrong, host by host, and end with exit status 1."""
-    for error in report["errors"]:
+def _explain(deployment, report, found, advice="./dodas up goes on from here, ./dodas down removes it", shown=False):
+    """Say what is wrong, host by host, unless it was `shown` while it happened, and end with exit status 1."""
+    for error in [] if shown else report["errors"]:
         click.echo(f"dodas: {error['host']}: {error['task']}: {error['reason']}", err=True)
+    for host, one in found["hosts"].items() if not report["errors"] else ():
+        for app, state in one["apps"].items():
+            if state["state"] != "passing":
+                click.echo(f"dodas: {host}: {app}: {state['output']}", err=True)
+    if deployment.name not in deployments.names():
+        raise DodasError(f"{deployment.name}: nothing was made")
     raise DodasError(f"{deployment.name} is not complete: {advice}")
 
 

@@ -29,15 +29,14 @@ def only_one(folder, end=False):
     deadline = time.monotonic() + PATIENCE
     while True:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with path.open("a+", encoding="ascii") as stream:
+        with path.open("ab+", buffering=0) as stream:
             if _taken(stream, path):
                 stream.truncate(0)
-                stream.write(str(os.getpid()))
-                stream.flush()
+                stream.write(b"%d" % os.getpid())
                 yield stream.fileno()
                 return
             stream.seek(0)
-            owner = stream.read()
+            owner = stream.read().decode("ascii", "replace")
         holders = _holders(path)
         if time.monotonic() > deadline or (not end and owner in holders):
             name = path.parent.name
