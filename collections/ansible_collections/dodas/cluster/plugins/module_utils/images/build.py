@@ -48,10 +48,10 @@ def build(podman, images, project, jobs=2, log_dir=None, progress=None):
     `progress(name, seconds or None)` is called when an image starts and ends. Raises ImageError, naming the image, the
     last line of its build and its log; what was built before stays.
     """
+    if not missing(podman, images):
+        return {}
     with podman.lock("images"):
-        todo = {image.name: image for image in missing(podman, images)}
-        if not todo:
-            return {}
+        todo = {image.name: image for image in missing(podman, images)}  # another may have built some meanwhile
         _preflight(podman, todo.values())
         log_dir = Path(log_dir or podman.home / "log")
         log_dir.mkdir(parents=True, exist_ok=True)

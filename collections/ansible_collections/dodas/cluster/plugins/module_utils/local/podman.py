@@ -13,10 +13,13 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils import host
+
+LOCK_TIMEOUT = 1500  # seconds: longer than any one build
 
 
 class PodmanError(Exception):
@@ -120,15 +123,30 @@ class Podman:
         return json.loads(self.run(*arguments, **options) or "[]")
 
     @contextmanager
-    def lock(self, name, exclusive=True):
-        """Hold a lock of this machine: two dodas commands do not build or remove the same thing at once."""
+    def lock(self, name, timeout=LOCK_TIMEOUT):
+        """Hold a lock of this machine: two dodas commands do not build or remove the same thing at once.
+
+        Raises PodmanError, naming the process that holds it, when `timeout` seconds have passed.
+        """
         self.machine.mkdir(parents=True, exist_ok=True, mode=0o711)
         path = self.machine / f"{name}.lock"
+        deadline = time.monotonic() + timeout
         while True:
-            with path.open("w") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            with path.open("a+") as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        stream.seek(0)
+                        holder = stream.read().strip() or "unknown"
+                        raise PodmanError(f"process {holder} still works on {name} after {timeout} s") from None
+                    time.sleep(0.2)
+                    continue
                 if not (path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino):
                     continue  # who held it removed it meanwhile
+                stream.truncate(0)
+                stream.write(str(os.getpid()))
+                stream.flush()
                 try:
                     yield
                 finally:
