@@ -65,9 +65,18 @@ class Site:
                 recap[host.strip()] = {key: int(value) for key, value in (one.split("=") for one in counts.split())}
         return done.stdout + done.stderr, recap
 
+    @property
+    def record(self):
+        return self.folder / "home/deployments/site/hosts.json"
+
     def recorded(self):
         """The hosts that the deployment's state names."""
-        return json.loads((self.folder / "home/deployments/site/hosts.json").read_text(encoding="utf-8"))
+        return json.loads(self.record.read_text(encoding="utf-8"))
+
+    def forget(self, name):
+        """As if the inventory had been without the host in the last run."""
+        rest = {host: one for host, one in self.recorded().items() if host != name}
+        self.record.write_text(json.dumps(rest), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +92,7 @@ def machines(tmp_path_factory):
         made.start()
         yield made
     finally:
-        made.close()
-        left = made.left()
+        left = made.close()
         assert left == [], f"left on this machine: {left}"
 
 

@@ -6,6 +6,7 @@ Nothing of dodas is used to make them, and they have nothing that dodas brings. 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -97,23 +98,20 @@ class Machines:
         return self.podman("exec", f"{self.network}-{name}", "sh", "-c", command, check=check, timeout=timeout).strip()
 
     def close(self):
-        """Remove everything; safe to call at any state."""
+        """Remove everything, at whatever state it is; returns what could not be removed, and keeps its files then."""
         names = [f"{self.network}-{name}" for name in self.machines]
         self.podman("rm", "--force", "--ignore", "--volumes", "--time", "0", *names, check=False)
         self.podman("network", "rm", "--force", self.network, check=False)
-        for mount in sorted(self.mounts(), reverse=True):
+        left = self.podman("ps", "--all", "--external", "--format", "{{.Names}}").split()
+        left += self.podman("network", "ls", "--quiet", "--filter", f"name={self.network}").split()
+        for mount in sorted(self.mounts(), reverse=True):  # podman's own, of its stores
             subprocess.run(["umount", mount], check=False, capture_output=True, timeout=30)
         if FORWARD.read_text(encoding="ascii") != self.forwarding and not self._bridges():
             FORWARD.write_text(self.forwarding, encoding="ascii")
-        shutil.rmtree(self.folder / "podman", ignore_errors=True)
-
-    def left(self):
-        """What there is of ours on this machine: containers, networks, mounts."""
-        if not (self.folder / "podman").exists():
-            return [*self.mounts(), *self._interfaces()]
-        containers = self.podman("ps", "--all", "--external", "--format", "{{.Names}}").split()
-        networks = self.podman("network", "ls", "--quiet", "--filter", f"name={self.network}").split()
-        return [*containers, *networks, *self.mounts(), *self._interfaces()]
+        left += [*self.mounts(), *self._processes(), *(name for name in self._bridges() if name == self.bridge)]
+        if not left:
+            shutil.rmtree(self.folder / "podman")
+        return left
 
     def mounts(self):
         lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
@@ -152,8 +150,14 @@ class Machines:
     def _bridges():
         return [path.name for path in Path("/sys/class/net").iterdir() if path.name.startswith("podman")]
 
-    def _interfaces(self):
-        return [name for name in self._bridges() if name == self.bridge]
+    def _processes(self):
+        """Processes that were started with a path of ours, as each container's monitor is."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found += [command] if f"{self.folder}/podman" in command else []
+        return found
 
     def _root(self, machine):
         """The machine's root as an archive, made where the cache lacks it."""

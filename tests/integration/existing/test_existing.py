@@ -105,6 +105,16 @@ def test_nothing_listens_that_the_cluster_does_not_need(machines):
     assert open_ports <= {22, 8301, 9618}
 
 
+def test_machine_leaves_alone_and_comes_back(site, machines):
+    _, recap = site.play("down", "--limit", "worker-1")
+    assert list(recap) == ["worker-1"]
+    assert machines.run("worker-1", OURS) == ""
+    site.forget("worker-1")
+    _, recap = site.play("scale")
+    assert recap["worker-1"]["changed"] > 0 and recap["front-1"]["changed"] == 0
+    assert recap["front-1"]["ok"] < 5  # looked at by the probes alone
+
+
 def test_down_leaves_packages_and_nothing_else(site, machines):
     site.play("down")
     with ThreadPoolExecutor() as pool:
