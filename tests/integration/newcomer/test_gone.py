@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last to run: down leaves the machine as it was."""
+
+import time
+
+
+def test_down_leaves_nothing(dodas, e2e, before):
+    began = time.monotonic()
+    dodas("down", "--name", "e2e")
+    assert time.monotonic() - began < 30
+    assert dodas.json("list") == []
+    assert not dodas.podman("ps", "-a", "-q") and not dodas.podman("volume", "ls", "-q")
+    after = type(before)(dodas.home)
+    # podman's configuration for the next deployment, and the logs of images
+    after.found["files"] = {one for one in after.found["files"] if not one.startswith(str(dodas.home / "local"))}
+    after.found["files"] -= {str(dodas.home / "deployments")}
+    assert after.added_since(before) == {}
+
+
+def test_down_again_says_that_there_is_nothing(dodas, before):
+    done = dodas("down", status=2)
+    assert done.stderr == "dodas: there is no deployment; ./dodas up makes one\n"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is no worker of the cluster gets neither into its pool nor a credential."""
+
+import json
+import shlex
+import time
+
+import pytest
+from cryptography import x509
+from joserfc import jwk, jwt
+
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, files, names, proxies
+from ansible_collections.dodas.cluster.plugins.module_utils.x509.authority import Authority
+
+ISSUER = "https://identity.service.consul:8443"
+AUDIENCE = "https://credentials.service.consul:8444"
+HOST = "worker-1"
+FOLDER = "/var/lib/dodas-intruders"
+
+
+@pytest.fixture(scope="module")
+def proxy(e2e):
+    """The proxy with which a worker joined."""
+    return e2e.run(HOST, "cat /var/lib/dodas/worker/proxy.pem")
+
+
+@pytest.fixture(scope="module")
+def foreign_proxy(proxy, tmp_path_factory):
+    """The same names, from the authority's on, all signed by an authority of somebody else."""
+    _own, *chain = x509.load_pem_x509_certificates(proxy.encode())
+    robot_name = names.slash(chain[0].subject)
+    authority = Authority.open(tmp_path_factory.mktemp("foreign") / "authority", names.slash(chain[0].issuer))
+    robot_key, key = csr.make_key(), csr.make_key()
+    robot = authority.issue_eec(robot_key.public_key(), robot_name, 3600)
+    certificate = proxies.sign(robot, robot_key, key.public_key(), 3600, path_length=0)
+    return files.credential_pem(certificate, key, [robot]).decode()
+
+
+@pytest.fixture
+def intruders(e2e):
+    """Starts daemons as a worker's, but with a name and a proxy of their own, next to one."""
+    started = []
+
+    def start(name, proxy):
+        folder, port = f"{FOLDER}/{name}", 9700 + len(started)
+        settings = {
+            "STARTD_NAME": name, "MASTER_NAME": name, "SHARED_PORT_PORT": port, "DAEMON_LIST": "MASTER STARTD",
+            "LOG": f"{folder}/log", "EXECUTE": f"{folder}/execute", "SPOOL": f"{folder}/spool",
+            "LOCK": f"{folder}/lock", "DAEMON_SOCKET_DIR": f"{folder}/s", "START": "False",
+            "STARTD_DEBUG": "D_FULLDEBUG D_SECURITY",
+        }  # fmt: skip
+        lines = "\n".join(f"{key} = {value}" for key, value in settings.items())
+        e2e.run(HOST, f"mkdir -p {folder} && cat /etc/dodas/worker/condor_config - > {folder}/config", f"\n{lines}\n")
+        if proxy:
+            e2e.run(HOST, f"umask 077 && cat > {folder}/proxy.pem", proxy)
+        script = f"install -d -o condor {folder}/log {folder}/execute {folder}/spool {folder}/lock {folder}/s /run/condor " \
+                 "/run/lock/condor && exec condor_master -f"  # fmt: skip
+        e2e.run(HOST, shlex.join([
+            "podman", "run", "--detach", "--replace", "--rm", f"--name={name}", "--network=host", "--cgroups=disabled",
+            "--privileged", "--pull=never", f"--volume={folder}:{folder}", "--volume=/etc/dodas/tls:/etc/dodas/tls:ro",
+            f"--env=CONDOR_CONFIG={folder}/config", f"--env=X509_USER_PROXY={folder}/proxy.pem",
+            "--entrypoint=/bin/sh", "localhost/dodas/worker:latest", "-c", script,
+        ]))  # fmt: skip
+        started.append(name)
+
+    yield start
+    e2e.run(HOST, f"podman rm --force --time 1 {' '.join(started)}; rm -rf {FOLDER}")
+
+
+def test_pool_takes_only_workers_with_a_proxy_of_its_authority(e2e, intruders, proxy, foreign_proxy, eventually):
+    intruders("nobody", None)
+    intruders("foreigner", foreign_proxy)
+    intruders("colleague", proxy)
+    eventually(lambda: [slot for slot in e2e.slots() if "colleague" in slot], 40, "the one with a right proxy joined")
+    for name in ("nobody", "foreigner"):
+        log = f"cat {FOLDER}/{name}/log/StartLog"
+        refused = eventually(lambda log=log: [line for line in e2e.run(HOST, log).splitlines() if "AUTHENTICATE:" in line],
+                             40, f"{name} tried")  # fmt: skip
+        assert "SSL" in " ".join(refused)
+    assert not [slot for slot in e2e.slots() if "nobody" in slot or "foreigner" in slot]
+    assert not e2e.condor("condor_status -master -af Name | grep -E 'nobody|foreigner' || true").strip()
+
+
+@pytest.fixture(scope="module")
+def ask(e2e):
+    """Asks the service for a proxy with a token; status and reason of the answer."""
+    request = json.dumps({"csr": csr.make(csr.make_key()).decode(), "kind": "proxy"})
+
+    def ask(token):
+        curl = f"curl -sS --cacert /etc/dodas/tls/ca.pem -K - -H 'Content-Type: application/json' -w '\\n%{{http_code}}' " \
+               f"--data {shlex.quote(request)} {AUDIENCE}/v1/credentials"  # fmt: skip
+        answer, status = e2e.run("front-1", curl, f'header = "Authorization: Bearer {token}"\n').rsplit("\n", 1)
+        return int(status), json.loads(answer).get("reason")
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def provider_key(e2e):
+    """The key with which the provider signs."""
+    return jwk.import_key(json.loads(e2e.run("front-1", "cat /var/lib/dodas/identity/jwks.json"))["keys"][0])
+
+
+def token(key, **changes):
+    """A token of the provider for a worker, but for `changes`."""
+    now = int(time.time())
+    claims = {"iss": ISSUER, "sub": "worker", "client_id": "worker", "aud": AUDIENCE, "iat": now, "exp": now + 300,
+              "jti": "one", "scope": "compute.read"}  # fmt: skip
+    header = {"alg": "RS256", "kid": key.kid, "typ": "at+jwt"}
+    return jwt.encode(header, {**claims, **changes}, key)
+
+
+def test_credentials_takes_a_good_token(ask, provider_key):
+    assert ask(token(provider_key))[0] == 201
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"iat": int(time.time()) - 7200, "exp": int(time.time()) - 3600}, "expired"),
+        ({"aud": "https://elsewhere.example"}, "audience"),
+        ({"iss": "https://elsewhere.example"}, "issuer"),
+    ],
+)
+def test_credentials_refuses(ask, provider_key, changes, reason):
+    status, found = ask(token(provider_key, **changes))
+    assert status == 401 and reason in found
+
+
+def test_credentials_refuses_a_foreign_key(ask, provider_key):
+    foreign = jwk.RSAKey.generate_key(2048, {"kid": provider_key.kid})
+    status, found = ask(token(foreign))
+    assert status == 401 and "signature" in found
