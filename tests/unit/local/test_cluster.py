@@ -61,6 +61,7 @@ class FakePodman:
             raise PodmanError("podman run --detach: out of space")
         name = arguments[arguments.index("--name") + 1]
         assert name not in self.containers
+        (self.home / "storage").mkdir(exist_ok=True)
         self.containers[name] = {"labels": self.labels(arguments), "state": "running"}
 
     def do_start(self, arguments):
