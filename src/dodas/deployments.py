@@ -113,13 +113,15 @@ class Deployment:
             environment["DODAS_REPORT"] = str(report)
             environment["DODAS_INPUTS"] = str(Path(scratch) / "inputs.json")
             store.write_json(environment["DODAS_INPUTS"], self.inputs)
-            output = subprocess.DEVNULL if quiet else None
+            streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} if quiet else {}
             try:
                 done = subprocess.run(
-                    command, cwd=ROOT, env=environment, stdout=output, pass_fds=self._held, check=False
+                    command, cwd=ROOT, env=environment, pass_fds=self._held, check=False, **streams
                 )
             except KeyboardInterrupt:
                 raise DodasError("interrupted: ./dodas up finishes what was begun, ./dodas down removes it") from None
+            if quiet and not report.exists():
+                sys.stderr.write(done.stderr.decode(errors="replace"))
             return {"errors": [], "probes": {}, "phases": [], **store.read_json(report, {}), "status": done.returncode}
 
     def ssh(self, host, *command):

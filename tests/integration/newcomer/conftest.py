@@ -115,7 +115,7 @@ class Cluster:
     def running(self, batch):
         """Hosts that run jobs of the batch, one entry a job."""
         found = self.condor(f"condor_q {batch} -const JobStatus==2 -af RemoteHost")
-        return re.findall(r"@([a-z0-9-]+)", found)
+        return re.findall(r"^\w+@([a-z0-9-]+)", found, re.M)
 
     def finished(self, batch):
         """How many jobs of the batch ended well; all others are still in the queue."""
