@@ -115,9 +115,7 @@ class Deployment:
             store.write_json(environment["DODAS_INPUTS"], self.inputs)
             streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} if quiet else {}
             try:
-                done = subprocess.run(
-                    command, cwd=ROOT, env=environment, pass_fds=self._held, check=False, **streams
-                )
+                done = subprocess.run(command, cwd=ROOT, env=environment, pass_fds=self._held, check=False, **streams)
             except KeyboardInterrupt:
                 raise DodasError("interrupted: ./dodas up finishes what was begun, ./dodas down removes it") from None
             if quiet and not report.exists():

@@ -169,14 +169,17 @@ def _sysctls():
 
 
 def _processes():
-    """Processes of containers, and of what makes them."""
+    """Processes of this machine, not of a container in it, that make, watch or reach containers."""
     found = set()
+    ours = os.stat("/proc/self/ns/pid").st_ino
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
+            if path.with_name("ns").joinpath("pid").stat().st_ino != ours:
+                continue
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if re.search(rb"conmon|aardvark|podman|systemd|consul|condor|ansible|/ssh", words[0] + b" ".join(words[1:2])):
+        if re.search(rb"conmon|aardvark|podman|crun|ansible|ssh", words[0] + b" ".join(words[1:2])):
             found.add(f"{path.parts[2]} {b' '.join(words).decode(errors='replace')[:100]}")
     return found
 

@@ -23,10 +23,9 @@ def neighbour(dodas, e2e):
 def things(dodas, name):
     """All that a deployment has."""
     label = f"label=dodas.deployment={name}"
-    found = [dodas.podman(*kind, "--quiet", "--filter", label).split() for kind in (("ps", "-a"), ("volume", "ls"))]
-    found.append([one for one in dodas.podman("network", "ls", "--format", "{{.Name}}").split() if one == f"dodas-{name}"])
-    found.append([str(path) for path in (dodas.home / "deployments").glob(f"{name}*")])
-    return sum(found, [])
+    listings = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
+    found = [one for kind in listings for one in dodas.podman(*kind, "--quiet", "--filter", label).split()]
+    return found + [str(path) for path in (dodas.home / "deployments").glob(f"{name}*")]
 
 
 def test_killed_up_is_finished_by_the_next(dodas, neighbour):
