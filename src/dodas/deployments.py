@@ -36,6 +36,7 @@ class Deployment:
     engine: str = "podman"
     inputs: dict = field(default_factory=dict)
     _held: tuple = ()  # file descriptors that playbooks inherit
+    _listed: dict = field(default_factory=dict)  # the inventory, once it was asked
 
     @classmethod
     def load(cls, name):
@@ -133,25 +134,34 @@ class Deployment:
         if self.sockets:
             self.sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
             options += ["-o", "ControlMaster=auto", "-o", "ControlPersist=30", "-o", f"ControlPath={self.sockets}/%C"]
-        user = "root"
         if _is_template(self):
             options += ["-i", str(keys / "id_ed25519"), "-o", f"UserKnownHostsFile={keys / 'known_hosts'}",
                         "-o", "StrictHostKeyChecking=yes"]  # fmt: skip
         else:
             variables = self._inventory()["_meta"]["hostvars"][host]
-            user = variables.get("ansible_user", "root")
             options += shlex.split(variables.get("ansible_ssh_common_args", ""))
             if "ansible_ssh_private_key_file" in variables:
                 options += ["-i", variables["ansible_ssh_private_key_file"]]
             options += ["-p", str(variables.get("ansible_port", 22))]
-        return ["ssh", *options, f"{user}@{addresses[host]}", *command]
+        return ["ssh", *options, f"{self._user(host)}@{addresses[host]}", *command]
+
+    def ssh_as_root(self, host, *command):
+        """As `ssh`; a user other than root needs sudo without a password."""
+        if self._user(host) != "root":
+            command = ("sudo", "-n", "sh", "-c", shlex.quote(" ".join(command)))
+        return self.ssh(host, *command)
+
+    def _user(self, host):
+        if _is_template(self):
+            return "root"
+        return self._inventory()["_meta"]["hostvars"].get(host, {}).get("ansible_user", "root")
 
     def run(self, host, *command, data=None, timeout=60, check=True):
-        """Run a command on a host, return what it printed (bytes when `data` is bytes). Raises DodasError."""
+        """Run a command on a host as root, return what it printed (bytes when `data` is bytes). Raises DodasError."""
         text = not isinstance(data, bytes)
         try:
             done = subprocess.run(
-                self.ssh(host, *command), input=data, capture_output=True, text=text, timeout=timeout, check=False
+                self.ssh_as_root(host, *command), input=data, capture_output=True, text=text, timeout=timeout, check=False
             )
         except subprocess.TimeoutExpired:
             raise DodasError(f"{host}: {command[0]}: no answer in {timeout} s") from None
@@ -182,7 +192,9 @@ class Deployment:
         return {name: one.get("ansible_host") for name, one in variables.items()}
 
     def _inventory(self):
-        """A plain inventory, as `ansible-inventory --list` tells it."""
+        """A plain inventory, as `ansible-inventory --list` tells it; asked once."""
+        if self._listed:
+            return self._listed
         command = [_ansible("ansible-inventory"), "-i", str(self.source), "--list"]
         environment = {**os.environ, **self._environment(), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -190,7 +202,8 @@ class Deployment:
             errors = re.findall(r"^\[ERROR\]: (.*)", done.stderr, re.M)
             reason = (errors or ["unknown error"])[0]
             raise InputError(f"{self.source} is neither a TOSCA template nor an inventory: {reason}")
-        return json.loads(done.stdout)
+        self._listed = json.loads(done.stdout)
+        return self._listed
 
     def _environment(self):
         return {
