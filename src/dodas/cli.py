@@ -309,7 +309,8 @@ def logs(app, host, follow, lines, name):
         raise InputError(f"{app!r} is no app")
     host = host or deployment.host_of(app)
     command = ["journalctl", "--unit", f"dodas-{app}", "--lines", str(lines), "--no-pager", "--output=short-iso"]
-    sys.exit(subprocess.run(deployment.ssh_as_root(host, *command, *(["--follow"] if follow else [])), check=False).returncode)
+    command += ["--follow"] if follow else []
+    sys.exit(subprocess.run(deployment.ssh_as_root(host, *command), check=False).returncode)
 
 
 @main.command()

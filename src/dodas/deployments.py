@@ -160,9 +160,8 @@ class Deployment:
         """Run a command on a host as root, return what it printed (bytes when `data` is bytes). Raises DodasError."""
         text = not isinstance(data, bytes)
         try:
-            done = subprocess.run(
-                self.ssh_as_root(host, *command), input=data, capture_output=True, text=text, timeout=timeout, check=False
-            )
+            arguments = self.ssh_as_root(host, *command)
+            done = subprocess.run(arguments, input=data, capture_output=True, text=text, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
             raise DodasError(f"{host}: {command[0]}: no answer in {timeout} s") from None
         if check and done.returncode != 0:
