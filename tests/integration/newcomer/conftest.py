@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a newcomer does, through the command line, on one cluster that all files here share."""
 
+import hashlib
 import json
 import os
 import re
@@ -139,7 +140,7 @@ class Machine:
             "iptables": {re.sub(r"\[\d+:\d+\]", "", one) for one in _lines("iptables-save") if not one.startswith("#")},
             "nft": {line.split("packets")[0].strip() for line in _lines("nft", "list", "ruleset")},
             "files": {str(path) for path in Path(home).rglob("*")} if Path(home).exists() else set(),
-            "runtime files": {str(path) for path in Path("/run").glob("dodas/*")},
+            "runtime files": {str(path) for path in _runtime(home) if path.exists()},
             "processes": _processes(),
         }
         self.sysctls = _sysctls()
@@ -154,6 +155,13 @@ class Machine:
 def _lines(*command):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return set(done.stdout.splitlines())
+
+
+def _runtime(home):
+    """Locks, podman's runtime directory, and sockets of connections that are kept open."""
+    names = [hashlib.sha256(bytes(home / "deployments" / name)).hexdigest()[:8] for name in ("e2e", "e2e2")]
+    run = Path("/run/dodas")
+    return [*run.glob("*-e2e*"), Podman(home).run_dir, *(run / "ssh" / name for name in names)]
 
 
 def _sysctls():
