@@ -56,7 +56,7 @@ class Podman:
         for program in ("podman", "crun"):
             if not shutil.which(program):
                 raise PodmanError(f"{program} is not installed: apt-get install podman crun netavark aardvark-dns")
-        for path in (self.home, self.run_dir, self.images):
+        for path in (self.home, self.images):
             path.mkdir(parents=True, exist_ok=True, mode=0o711)
         wrapper = host.crun_wrapper(host.cgroups()["version"])
         lines = [
