@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment, host
-from ansible_collections.dodas.cluster.plugins.module_utils.local import machine
+from ansible_collections.dodas.cluster.plugins.module_utils.local import machine, orphans
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import PodmanError
 
 LABEL = "dodas.deployment"
@@ -79,18 +79,23 @@ class LocalCluster:
             if plan["create"]:
                 self._make_network()
             self._remove(plan["remove"] + plan["create"])
-            addresses = self._addresses(desired)
+            if plan["create"]:
+                orphans.remove(self.podman, self._network(), [one["address"] for one in self.found().values()])
+            addresses, spare = self._addresses(desired)
             hosts = {one["name"]: {"address": addresses[one["name"]]} for one in desired}
             self._write_keys(hosts)
             with ThreadPoolExecutor(4) as pool:
-                jobs = [
-                    pool.submit(self._create, one, addresses[one["name"]], image)
+                made = {
+                    one["name"]: pool.submit(self._create, one, addresses[one["name"]], spare, image)
                     for one in desired
                     if one["name"] in plan["create"]
-                ]
-                jobs += [pool.submit(self.podman.run, "start", self._container(name)) for name in plan["start"]]
-                for job in jobs:
+                }
+                started = [pool.submit(self.podman.run, "start", self._container(name)) for name in plan["start"]]
+                for job in started:
                     job.result()
+                for name, job in made.items():
+                    hosts[name]["address"] = job.result()
+                self._write_keys(hosts)  # with the addresses that they really have
                 answers = list(pool.map(lambda item: _wait_for_ssh(*item, deadline), _addresses_of(hosts)))
             silent = [one for one in answers if one]
             if silent:
@@ -111,6 +116,7 @@ class LocalCluster:
             if listed:
                 self.podman.run("volume", "rm", "--force", *listed)
             if self._network():
+                orphans.remove(self.podman, self._network(), keep=[])
                 self.podman.run("network", "rm", "--force", self.network)
                 removed.append(self.network)
             left = [*self.found(), *([self.network] if self._network() else [])]
@@ -142,18 +148,18 @@ class LocalCluster:
                 self.podman.run("network", "create", "--label", f"{LABEL}={self.name}", self.network)
 
     def _addresses(self, desired):
-        """An address for each host: those that exist keep theirs, new ones get the lowest that is free."""
+        """An address for each host, and those left: hosts that exist keep theirs, new ones get the lowest."""
         taken = {name: one["address"] for name, one in self.found().items()}
         network = self._network()
         if network is None:
-            return taken
+            return taken, []
         usable = ipaddress.ip_network(network["subnets"][0]["subnet"])
-        free = (str(usable[i]) for i in range(FIRST_ADDRESS, usable.num_addresses - 1))
-        free = (address for address in free if address not in taken.values())
-        addresses = {one["name"]: taken.get(one["name"]) or next(free, None) for one in desired}
-        if None in addresses.values():
+        free = [str(usable[i]) for i in range(usable.num_addresses - 2, FIRST_ADDRESS - 1, -1)]
+        free = [address for address in free if address not in taken.values()]
+        new = [one["name"] for one in desired if one["name"] not in taken]
+        if len(new) > len(free):
             raise PodmanError(f"network {self.network} ({usable}) has no address left for {len(desired)} hosts")
-        return addresses
+        return {**taken, **{name: free.pop() for name in new}}, free
 
     def _write_keys(self, hosts):
         """The deployment's SSH key and each host's key, made here: the hosts are known before they exist."""
@@ -172,19 +178,33 @@ class LocalCluster:
             lines.append(f"{one['address']} {(folder / 'host.pub').read_text(encoding='utf-8')}")
         (ssh / "known_hosts").write_text("".join(lines), encoding="utf-8")
 
-    def _create(self, one, address, image):
+    def _create(self, one, address, spare, image):
+        """Make a host; returns its address: a spare one where podman believes that the one wanted is taken.
+
+        It does so for ever when it was killed after it took the address, and before it noted the container.
+        """
+        self._make_volume(one["name"])
+        while True:
+            try:
+                self._run(one, address, image)
+                return address
+            except PodmanError as exc:
+                if "is already allocated" not in str(exc) or not spare:
+                    raise PodmanError(f"{one['name']}: {exc}") from exc
+                self.podman.run("rm", "--force", "--ignore", "--time", "0", self._container(one["name"]))
+                address = spare.pop()
+
+    def _run(self, one, address, image):
         name, ssh = one["name"], self.state_dir / "ssh"
         wrapped = host.crun_wrapper(host.cgroups()["version"]) is not None
-        # The same address keeps the same MAC: neighbours would otherwise talk to a removed host for half a minute.
-        mac = "02:da:" + ":".join(f"{int(byte):02x}" for byte in address.split("."))
         options = [
             "--privileged", "--cgroupns=private", "--hostname", name,
-            "--network", f"{self.network}:ip={address},mac={mac}",
+            "--network", f"{self.network}:ip={address},mac={orphans.mac(address)}",
             "--label", f"{LABEL}={self.name}", "--label", f"dodas.host={name}", "--label", f"dodas.address={address}",
             "--stop-signal", "SIGRTMIN+3", "--env", "container=podman",
             # Hosts are privileged, and systemd and HTCondor would set kernel variables of the whole machine.
             "--volume", "/proc/sys:/proc/sys:ro",
-            "--volume", f"{self._volume(name)}:/var/lib/containers",
+            "--volume", f"{self._container(name)}-store:/var/lib/containers",
             "--volume", f"{self.podman.images}:{IMAGES_MOUNT}:ro",
             "--volume", f"{ssh / 'authorized_keys'}:/root/.ssh/authorized_keys:ro",
             "--volume", f"{ssh / 'hosts' / name}:/etc/ssh/keys:ro",
@@ -194,15 +214,11 @@ class LocalCluster:
         else:
             options += ["--systemd=always", *([f"--cpus={one['cpus']}"] if one.get("cpus") else [])]
             options += [f"--memory={one['mem_mb']}m"] if one.get("mem_mb") else []
-        try:
-            self.podman.run("run", "--detach", "--pull=never", "--name", self._container(name), *options, image)
-        except PodmanError as exc:
-            raise PodmanError(f"{name}: {exc}") from exc
+        self.podman.run("run", "--detach", "--pull=never", "--name", self._container(name), *options, image)
 
-    def _volume(self, name):
+    def _make_volume(self, name):
         volume = f"{self._container(name)}-store"
         self.podman.run("volume", "create", "--label", f"{LABEL}={self.name}", volume)
-        return volume
 
     def _remove(self, names):
         """Remove hosts and their volumes, running or not, there or not."""
