@@ -24,6 +24,8 @@ LABEL = "dodas.deployment"
 IMAGES_MOUNT = "/var/lib/dodas-images"  # where hosts see the image store
 FIRST_ADDRESS = 10  # of the network's; those below are the gateway's and spare
 NEEDED_DISK_MB = 1000
+# Not there, or left by a podman that was killed: such a container can never be started.
+HALF_MADE = (None, "created", "initialized", "removing", "stopping", "dead", "unknown")
 
 
 class LocalCluster:
@@ -59,12 +61,13 @@ class LocalCluster:
         for name in wanted:
             if not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", name) or wanted.count(name) > 1:
                 raise PodmanError(f"host name {name!r} is not lower-case letters, digits and dashes, or there twice")
-        create = [name for name in wanted if found.get(name, {}).get("state") in (None, "created")]
+        states = {name: found.get(name, {}).get("state") for name in wanted}
+        create = [name for name, state in states.items() if state in HALF_MADE]
         if create:
             self._preflight()
         return {
             "create": create,
-            "start": [name for name in wanted if found.get(name, {}).get("state") not in (None, "created", "running")],
+            "start": [name for name, state in states.items() if state not in (*HALF_MADE, "running")],
             "remove": [name for name in found if name not in wanted],
         }
 
