@@ -204,6 +204,7 @@ def dodas(tmp_path_factory):
     if os.geteuid() != 0:
         pytest.skip("hosts that run systemd need root")
     dodas = Dodas(tmp_path_factory.mktemp("newcomer") / "home")
+    dodas("images", "--yes")  # the first command of all makes the environment, and says so
     yield dodas
     for one in dodas.json("list"):
         dodas("down", "--name", one["name"], status=None)
