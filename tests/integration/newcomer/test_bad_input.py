@@ -86,7 +86,7 @@ def test_no_root(refused):
 
 def test_no_place_for_its_environment(refused):
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    error = refused(prefix=nobody, HOME="/nonexistent", PATH="/usr/bin:/bin")
+    error = refused(prefix=nobody, HOME="/nonexistent", PATH="/usr/bin:/bin", DODAS_CACHE="")
     assert "set DODAS_CACHE" in error and "/nonexistent" in error
 
 
