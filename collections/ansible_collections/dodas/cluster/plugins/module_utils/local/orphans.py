@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network namespaces whose podman was killed before it noted the container: nobody else would ever remove them.
+"""What podman leaves when it is killed while it makes a container: nobody else would ever remove it.
 
-Those of a deployment's hosts are known by their addresses, IP and MAC, which dodas chooses.
+Monitors are known by the container that they watch, and network namespaces of hosts by their addresses, IP and MAC,
+which dodas chooses.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -23,6 +26,7 @@ def mac(address):
 
 def remove(podman, network, keep):
     """Remove what is left in `network` (as podman inspects it) of hosts but for those with addresses in `keep`."""
+    _kill_monitors(podman)
     subnet = ipaddress.ip_network(network["subnets"][0]["subnet"])
     for path in NAMESPACES.glob("netns-*"):
         address = _address(path)
@@ -30,6 +34,36 @@ def remove(podman, network, keep):
             _tear_down(podman, network, path, address)
             subprocess.run(["umount", "--lazy", path], check=False, timeout=30, capture_output=True)
             path.unlink(missing_ok=True)
+
+
+def _kill_monitors(podman):
+    """Kill monitors, and what they started, of containers that are not there."""
+    bundles = f"{podman.home}/storage/overlay-containers/".encode()
+    watched = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"/conmon"):
+            watched.update(
+                {path.parent: word[len(bundles) :][:64].decode() for word in words if word.startswith(bundles)}
+            )
+    if watched:  # listed after them: a container is noted before its monitor starts
+        there = podman.run("ps", "--all", "--quiet", "--no-trunc").split()
+        for monitor in [path for path, container in watched.items() if container not in there]:
+            for process in [*_children(monitor), monitor.name]:
+                try:
+                    os.kill(int(process), signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+
+
+def _children(process):
+    try:
+        return (process / "task" / process.name / "children").read_text(encoding="ascii").split()
+    except OSError:
+        return []
 
 
 def _address(path):
