@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 NAMESPACES = Path("/run/netns")
@@ -30,7 +31,7 @@ def remove(podman, network, keep):
     subnet = ipaddress.ip_network(network["subnets"][0]["subnet"])
     for path in NAMESPACES.glob("netns-*"):
         address = _address(path)
-        if address and ipaddress.ip_address(address) in subnet and address not in keep:
+        if address and ipaddress.ip_address(address) in subnet and address not in keep and _deserted(path):
             _tear_down(podman, network, path, address)
             subprocess.run(["umount", "--lazy", path], check=False, timeout=30, capture_output=True)
             path.unlink(missing_ok=True)
@@ -64,6 +65,27 @@ def _children(process):
         return (process / "task" / process.name / "children").read_text(encoding="ascii").split()
     except OSError:
         return []
+
+
+def _deserted(path, seconds=2):
+    """Whether no process is in a network namespace, or at least soon: who was killed needs a moment to end.
+
+    A host of another home can have the same address while its network is only planned here: it is alive.
+    """
+    wanted = path.stat().st_ino
+    deadline = time.monotonic() + seconds
+    while any(_inode(one) == wanted for one in Path("/proc").glob("[0-9]*/ns/net")):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _inode(path):
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _address(path):
