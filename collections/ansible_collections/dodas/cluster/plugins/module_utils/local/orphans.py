@@ -47,9 +47,9 @@ def _kill_monitors(podman):
         except OSError:
             continue
         if words[0].endswith(b"/conmon"):
-            watched.update(
-                {path.parent: word[len(bundles) :][:64].decode() for word in words if word.startswith(bundles)}
-            )
+            for word in words:
+                if word.startswith(bundles):
+                    watched[path.parent] = word[len(bundles) :][:64].decode()
     if watched:  # listed after them: a container is noted before its monitor starts
         there = podman.run("ps", "--all", "--quiet", "--no-trunc").split()
         for monitor in [path for path, container in watched.items() if container not in there]:
