@@ -46,10 +46,9 @@ def _kill_monitors(podman):
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if words[0].endswith(b"/conmon"):
-            for word in words:
-                if word.startswith(bundles):
-                    watched[path.parent] = word[len(bundles) :][:64].decode()
+        bundle = next((word for word in words if word.startswith(bundles)), None)
+        if bundle and words[0].endswith(b"/conmon"):
+            watched[path.parent] = bundle[len(bundles) :][:64].decode()
     if watched:  # listed after them: a container is noted before its monitor starts
         there = podman.run("ps", "--all", "--quiet", "--no-trunc").split()
         for monitor in [path for path, container in watched.items() if container not in there]:
