@@ -96,3 +96,12 @@ def test_check_mode_reports_and_changes_nothing_and_the_diff_hides_secrets(run, 
     assert list(tmp_path.iterdir()) == []
     assert "shown-content" in output
     assert "s3cret-content" not in output
+
+
+def test_contents_and_environments_are_in_no_result(run, tmp_path):
+    secret = "correct-horse-battery"
+    file = {"path": str(tmp_path / "secret"), "content": secret, "mode": "0600"}
+    app = {"definition": {"id": "a", "env": {"PASSWORD": secret}, **SQUID}, "files": [file]}
+    results, printed = run([("config_files", {"files": [file]}), ("podman_app", app)])
+    assert [one["changed"] for one in results] == [True, True]
+    assert secret not in json.dumps(results) + printed

@@ -70,7 +70,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils import configfiles
 def main():
     file = {
         "path": {"type": "path", "required": True},
-        # may hold a secret; never shown where the mode keeps others out
+        # may hold a secret: kept out of the journal and of the result, and of diffs where the mode keeps others out
         "content": {"type": "str", "required": True, "no_log": False},
         "mode": {"type": "str", "default": "0644"},
         "owner": {"type": "str", "default": "root"},
@@ -78,9 +78,11 @@ def main():
     module = AnsibleModule(
         argument_spec={"files": {"type": "list", "elements": "dict", "options": file, "required": True}},
         supports_check_mode=True,
+        no_log=True,  # of the invocation, in the host's journal: contents may be secrets
     )
+    given, module.params["files"] = module.params["files"], [one["path"] for one in module.params["files"]]
     try:
-        files = [configfiles.ConfigFile.parse(one) for one in module.params["files"]]
+        files = [configfiles.ConfigFile.parse(one) for one in given]
         changed = [one for one in files if one.differs()]
         diff = [one.diff() for one in changed]
         if not module.check_mode:

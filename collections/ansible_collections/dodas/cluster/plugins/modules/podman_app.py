@@ -96,7 +96,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.engine.podman import
 def main():
     file = {
         "path": {"type": "path", "required": True},
-        # content may be a secret: files are hidden as a whole from logs, and shown in diffs by their mode
+        # may hold a secret: kept out of the journal and of the result, and of diffs where the mode keeps others out
         "content": {"type": "str", "required": True, "no_log": False},
         "mode": {"type": "str", "default": "0644"},
     }
@@ -109,8 +109,11 @@ def main():
             "purge": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
+        no_log=True,  # of the invocation, in the host's journal: contents and environments may be secrets
     )
-    parameters = module.params
+    parameters = dict(module.params)
+    module.params["definition"] = {"id": parameters["definition"].get("id")}
+    module.params["files"] = [one["path"] for one in parameters["files"]]
     try:
         if parameters["state"] == "absent":
             _absent(module)
