@@ -67,6 +67,13 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.dodas.cluster.plugins.module_utils import configfiles
 
 
+class Module(AnsibleModule):
+    """Keeps its invocation out of the host's journal: it may hold secrets, and `no_log` would hide the diff as well."""
+
+    def _log_invocation(self):
+        pass
+
+
 def main():
     file = {
         "path": {"type": "path", "required": True},
@@ -75,10 +82,9 @@ def main():
         "mode": {"type": "str", "default": "0644"},
         "owner": {"type": "str", "default": "root"},
     }
-    module = AnsibleModule(
+    module = Module(
         argument_spec={"files": {"type": "list", "elements": "dict", "options": file, "required": True}},
         supports_check_mode=True,
-        no_log=True,  # of the invocation, in the host's journal: contents may be secrets
     )
     given, module.params["files"] = module.params["files"], [one["path"] for one in module.params["files"]]
     try:

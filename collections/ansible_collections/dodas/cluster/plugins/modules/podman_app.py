@@ -93,6 +93,13 @@ from ansible_collections.dodas.cluster.plugins.module_utils.engine import defini
 from ansible_collections.dodas.cluster.plugins.module_utils.engine.podman import EngineError, PodmanApp
 
 
+class Module(AnsibleModule):
+    """Keeps its invocation out of the host's journal: it may hold secrets, and `no_log` would hide the diff as well."""
+
+    def _log_invocation(self):
+        pass
+
+
 def main():
     file = {
         "path": {"type": "path", "required": True},
@@ -100,7 +107,7 @@ def main():
         "content": {"type": "str", "required": True, "no_log": False},
         "mode": {"type": "str", "default": "0644"},
     }
-    module = AnsibleModule(
+    module = Module(
         argument_spec={
             "definition": {"type": "dict", "required": True},
             "files": {"type": "list", "elements": "dict", "options": file, "default": []},
@@ -109,7 +116,6 @@ def main():
             "purge": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
-        no_log=True,  # of the invocation, in the host's journal: contents and environments may be secrets
     )
     parameters = dict(module.params)
     module.params["definition"] = {"id": parameters["definition"].get("id")}
