@@ -132,3 +132,12 @@ def test_credentials_refuses_a_foreign_key(ask, provider_key):
     foreign = jwk.RSAKey.generate_key(2048, {"kid": provider_key.kid})
     status, found = ask(token(foreign))
     assert status == 401 and "signature" in found
+
+
+def test_secrets_are_in_no_journal(dodas, e2e):
+    secrets = json.loads((dodas.home / "deployments/e2e/secrets.json").read_text(encoding="utf-8"))
+    words = [value for value in secrets.values() if isinstance(value, str)]
+    for host in ("front-1", "worker-1"):
+        journal = e2e.run(host, "journalctl --no-pager")
+        assert "dodas-agent" in journal and "PRIVATE KEY" not in journal
+        assert not [word for word in words if word in journal]
