@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from agent_runtime import Agent, RealConsul, Server, StandIn, consul_program
 

@@ -8,8 +8,8 @@ import time
 import types
 
 import pytest
-from agent_runtime import Server, eventually, free_port
 
+from agent_runtime import Server, eventually, free_port
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, csr, files
 
 

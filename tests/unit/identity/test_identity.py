@@ -11,8 +11,9 @@ import subprocess
 import time
 from urllib.parse import parse_qs, urlsplit
 
-import identity_flows as flows
 import pytest
+
+import identity_flows as flows
 from identity_runtime import AUDIENCE, OTHER_AUDIENCE, PASSWORD, WORKER_SECRET, make_certificate, scrypt
 
 

@@ -11,21 +11,24 @@ import datetime as dt
 
 try:
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     MISSING = None
 except ImportError as error:
-    x509 = hashes = serialization = ec = rsa = ExtendedKeyUsageOID = NameOID = None
-    InvalidSignature = UnsupportedAlgorithm = ValueError
+    x509 = hashes = serialization = ec = rsa = AESGCM = ExtendedKeyUsageOID = NameOID = None
+    InvalidSignature = InvalidTag = UnsupportedAlgorithm = ValueError
     MISSING = str(error)
 
 __all__ = [
+    "AESGCM",
     "MISSING",
     "ExtendedKeyUsageOID",
     "InvalidSignature",
+    "InvalidTag",
     "NameOID",
     "UnsupportedAlgorithm",
     "ec",

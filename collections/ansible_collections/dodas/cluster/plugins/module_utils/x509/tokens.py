@@ -70,7 +70,7 @@ class Issuer:
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """The verified claims; times in seconds since the epoch."""
+    """A verified token; times in seconds since the epoch. claims: all of them, as they were signed."""
 
     issuer: str
     subject: str
@@ -79,6 +79,7 @@ class Token:
     groups: tuple
     issued: float
     expires: float
+    claims: dict = dataclasses.field(default_factory=dict)
 
 
 class Verifier:
@@ -90,7 +91,10 @@ class Verifier:
 
     def verify(self, text):
         """The Token of a JWT (str). Raises TokenError."""
-        header, claims = _parse(text)
+        header, claims = parse(text)
+        _check_header(header)
+        if not isinstance(claims.get("iss"), str):
+            raise TokenError("missing_claim", "the token has no iss")
         issuer = self._issuers.get(claims.get("iss"))
         if issuer is None:
             raise TokenError("unknown_issuer", "the issuer is not one that is trusted here")
@@ -214,13 +218,20 @@ def _usable_keys(document):
     return usable
 
 
-def _parse(text):
-    """(header, claims) of a JWT that may be worth a look at its signature."""
+def parse(text):
+    """(header, claims) of a compact JWT: JSON objects of bounded size with unique keys. Nothing is verified.
+
+    Raises TokenError.
+    """
     if len(text) > MAX_BYTES:
         raise TokenError("too_large", "the token is larger than 16 KiB")
     if not THREE_PARTS.fullmatch(text):
         raise TokenError("malformed", "the token is not a signed JWT")
     header, claims = (_json_object(part) for part in text.split(".")[:2])
+    return header, claims
+
+
+def _check_header(header):
     if not isinstance(header.get("alg"), str) or header["alg"] not in KEY_TYPES:
         raise TokenError("algorithm", "tokens must be signed with RS256 or ES256")
     if any(name in header for name in REFUSED_HEADERS):
@@ -230,9 +241,6 @@ def _parse(text):
         raise TokenError("header", "the token's kid is not a short string")
     if str(header.get("typ", "JWT")).lower() not in TOKEN_TYPES:
         raise TokenError("header", "the token's type is not that of an access token")
-    if not isinstance(claims.get("iss"), str):
-        raise TokenError("missing_claim", "the token has no iss")
-    return header, claims
 
 
 def _json_object(part):
@@ -297,6 +305,7 @@ def _check_claims(claims, issuer, now):
         groups=tuple(groups),
         issued=issued,
         expires=expires,
+        claims=claims,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 import time
 import urllib.error
@@ -25,6 +26,26 @@ class WebError(OSError):
         self.body = body
 
 
+class _Https(urllib.request.HTTPSHandler):
+    """Connects to the addresses given for some names; certificates are still checked against the names."""
+
+    def __init__(self, context, resolve):
+        super().__init__(context=context)
+        self._resolve = resolve or {}
+
+    def https_open(self, request):
+        def connection(host, **options):
+            made = http.client.HTTPSConnection(host, **options)
+            made._create_connection = self._connect
+            return made
+
+        return self.do_open(connection, request, context=self._context)
+
+    def _connect(self, address, *options, **more):
+        host, port = address
+        return socket.create_connection((self._resolve.get(host, host), port), *options, **more)
+
+
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_args):
         return None
@@ -39,19 +60,22 @@ def check_url(url):
     return url
 
 
-def fetch(url, data=None, headers=None, cafile=None, timeout=10.0, limit=256 * 1024):
-    """The body (bytes) of a 2xx answer to GET, or to POST where data (bytes) is given.
+def fetch(
+    url, data=None, headers=None, cafile=None, timeout=10.0, limit=256 * 1024, method=None, resolve=None
+):
+    """The body (bytes) of a 2xx answer to method; default: GET, or POST where data (bytes) is given.
 
     cafile: PEM file of the authorities to trust, None for the system's. timeout: seconds for the whole
-    answer. limit: bytes of the answer at most. Raises WebError.
+    answer. limit: bytes of the answer at most. resolve: {name: address}, for names that only the cluster knows.
+    Raises WebError.
     """
     check_url(url)
     deadline = time.monotonic() + timeout
     try:
         opener = urllib.request.build_opener(
-            urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=cafile)), _NoRedirects
+            _Https(ssl.create_default_context(cafile=cafile), resolve), _NoRedirects
         )
-        request = urllib.request.Request(url, data=data, headers=headers or {})
+        request = urllib.request.Request(url, data=data, headers=headers or {}, method=method)
         with opener.open(request, timeout=timeout) as response:
             return _read(response, url, deadline, limit)
     except urllib.error.HTTPError as error:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-SOURCE = Path(__file__).resolve().parents[3] / "containers" / "identity"
+SOURCE = Path(__file__).resolve().parents[2] / "containers" / "identity"
 AUDIENCE = "https://credentials.test:8444"
 OTHER_AUDIENCE = "https://wlcg.cern.ch/jwt/v1/any"
 WORKER_SECRET = "worker-secret-0123456789"

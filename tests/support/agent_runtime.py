@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import image_store
 
-AGENT = Path(__file__).parents[3] / "roles/container_engine/files/dodas_agent.py"
+AGENT = Path(__file__).parents[2] / "roles/container_engine/files/dodas_agent.py"
 
 
 def free_port():

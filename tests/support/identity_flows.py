@@ -6,9 +6,10 @@ from __future__ import annotations
 import html
 import re
 
-from identity_runtime import PASSWORD, SERVICE_SECRET, WORKER_SECRET
 from joserfc import jwt
 from joserfc.jwk import KeySet
+
+from identity_runtime import PASSWORD, SERVICE_SECRET, WORKER_SECRET
 
 DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
