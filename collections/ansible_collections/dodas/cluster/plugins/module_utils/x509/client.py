@@ -1,22 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker or a person needs: a token, then a credential for a key that never leaves this machine."""
+"""What a worker or a person needs: a token, then a credential for a key that never leaves this machine.
+
+The tokens' half stands in oauth and agent, and is to be had from here. Options of all functions: ``cafile``,
+``timeout`` (seconds), ``resolve``, as web.fetch.
+"""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import re
-import urllib.parse
 
-from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, files, web
-from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import utcnow, x509
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, files
+from ansible_collections.dodas.cluster.plugins.module_utils.x509.agent import agent_token
+from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import InvalidSignature, utcnow, x509
+from ansible_collections.dodas.cluster.plugins.module_utils.x509.oauth import (
+    ClientError,
+    call,
+    discover,
+    endpoint,
+    exchange_token,
+    fetch_token,
+    introspect_token,
+    poll_device,
+    read_secret,
+    refresh_token,
+    revoke_token,
+    start_device,
+    token_endpoint,
+)
 
-CODE = re.compile(r"[a-z_]{1,40}")
-
-
-class ClientError(RuntimeError):
-    """A step that failed; the message names the URL or file and holds no secret."""
+__all__ = [
+    "ClientError",
+    "Credential",
+    "agent_token",
+    "call",
+    "discover",
+    "endpoint",
+    "exchange_token",
+    "fetch_authority",
+    "fetch_token",
+    "introspect_token",
+    "poll_device",
+    "read_secret",
+    "refresh_token",
+    "request_credential",
+    "revoke_token",
+    "start_device",
+    "token_endpoint",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,61 +64,37 @@ class Credential:
         return files.credential_pem(self.certificate, self.key, self.chain)
 
 
-def token_endpoint(issuer, cafile=None, timeout=10.0):
-    """The token endpoint (URL) that the issuer's discovery document names. Raises ClientError."""
-    url = issuer.rstrip("/") + "/.well-known/openid-configuration"
-    document = _call(url, cafile=cafile, timeout=timeout)
-    endpoint = document.get("token_endpoint")
-    if document.get("issuer") != issuer or not isinstance(endpoint, str):
-        raise ClientError(f"{url}: not the discovery document of {issuer}")
-    return endpoint
-
-
-def fetch_token(
-    token_url, client_id, client_secret_file, audience=None, scope=None, cafile=None, timeout=10.0
+def request_credential(
+    credentials_url,
+    token=None,
+    kind="proxy",
+    lifetime=None,
+    policy=None,
+    delegation=None,
+    key=None,
+    make_token=None,
+    **options,
 ):
-    """An access token (str) by client_credentials (RFC 6749, 4.4). Raises ClientError."""
-    try:
-        with open(client_secret_file, encoding="utf-8") as stream:
-            secret = stream.read(4096).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"the client secret cannot be read: {client_secret_file}: {type(error).__name__}"
-        raise ClientError(problem) from None
-    form = {"grant_type": "client_credentials"}
-    if scope:
-        form["scope"] = scope
-    if audience:
-        form["audience"] = audience
-        if "://" in audience:  # RFC 8707, which takes URIs only
-            form["resource"] = audience
-    user = ":".join(urllib.parse.quote(part, safe="") for part in (client_id, secret))
-    headers = {
-        "Authorization": "Basic " + base64.b64encode(user.encode()).decode(),
-        "Content-Type": "application/x-www-form-urlencoded",
-        "Accept": "application/json",
-    }
-    data = urllib.parse.urlencode(form).encode()
-    answer = _call(token_url, data=data, headers=headers, cafile=cafile, timeout=timeout)
-    token = answer.get("access_token")
-    if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
-        raise ClientError(f"{token_url}: the answer holds no access token")
-    return token
+    """A Credential of the kind (eec, proxy or host) from the service. lifetime: seconds. Raises ClientError.
 
-
-def request_credential(credentials_url, token, kind="proxy", lifetime=None, cafile=None, timeout=10.0):
-    """A Credential of the kind (eec, proxy or host) for a new key. lifetime: seconds. Raises ClientError."""
-    key = csr.make_key()
-    body = {"csr": csr.make(key).decode(), "kind": kind}
-    if lifetime:
-        body["lifetime"] = lifetime
+    token: an access token; or make_token, which makes one for a CSR (PEM bytes). policy: of a proxy; delegation: id
+    of the one that is to sign it. key: a private key; default: a new one.
+    """
+    key = key or csr.make_key()
+    request = csr.make(key)
+    body = {"csr": request.decode(), "kind": kind, "lifetime": lifetime, "policy": policy, "delegation": delegation}
+    body = {name: value for name, value in body.items() if value is not None}
     url = credentials_url.rstrip("/") + "/v1/credentials"
+    token = make_token(request) if make_token else token
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    answer = _call(url, data=json.dumps(body).encode(), headers=headers, cafile=cafile, timeout=timeout)
+    answer = call(url, data=json.dumps(body).encode(), headers=headers, **options)
     try:
         certificate = x509.load_pem_x509_certificate(answer["certificate"].encode())
         chain = x509.load_pem_x509_certificates(answer["chain"].encode()) if answer["chain"] else []
-    except (KeyError, AttributeError, ValueError):
-        raise ClientError(f"{url}: the answer holds no certificate") from None
+        for below, above in zip([certificate, *chain], chain, strict=False):
+            below.verify_directly_issued_by(above)
+    except (KeyError, AttributeError, ValueError, TypeError, InvalidSignature):
+        raise ClientError(f"{url}: the answer holds no certificate, or its chain is broken") from None
     if certificate.public_key().public_numbers() != key.public_key().public_numbers():
         raise ClientError(f"{url}: the certificate is for another key")
     if certificate.not_valid_after_utc <= utcnow():
@@ -94,32 +102,24 @@ def request_credential(credentials_url, token, kind="proxy", lifetime=None, cafi
     return Credential(certificate, key, tuple(chain))
 
 
-def fetch_authority(credentials_url, cafile=None, timeout=10.0):
-    """The online CA: {"ca": PEM, "crl": PEM, "signing_policy": str, "hashes": [str]}. Raises ClientError."""
+def fetch_authority(credentials_url, **options):
+    """The online CA: ``{"ca": PEM, "crl": PEM, "signing_policy": str, "hashes": [str], "chain": [..]}``, where chain
+    holds the same of each CA above it, without ``crl`` where none is known. Raises ClientError."""
     url = credentials_url.rstrip("/") + "/v1/authority"
-    answer = _call(url, cafile=cafile, timeout=timeout)
-    texts = [answer.get(name) for name in ("ca", "crl", "signing_policy")]
-    hashes = answer.get("hashes")
-    if not all(isinstance(text, str) for text in texts) or not isinstance(hashes, list):
+    answer = call(url, **options)
+    answer.setdefault("chain", [])
+    if not isinstance(answer["chain"], list) or not _is_authority(answer, ("ca", "crl", "signing_policy")):
         raise ClientError(f"{url}: the answer is incomplete")
-    if not all(isinstance(name, str) and re.fullmatch(r"[0-9a-f]{8}", name) for name in hashes):
-        raise ClientError(f"{url}: the hashes are not eight hex digits")
+    if not all(isinstance(one, dict) and _is_authority(one, ("ca", "signing_policy")) for one in answer["chain"]):
+        raise ClientError(f"{url}: the chain in the answer is incomplete")
     return answer
 
 
-def _call(url, **options):
-    try:
-        return web.fetch_json(url, limit=64 * 1024, **options)
-    except web.WebError as error:
-        codes = _codes(error.body)
-        raise ClientError(f"{error}: {codes}" if codes else str(error)) from None
-
-
-def _codes(body):
-    """The error codes in a body, and only those: the rest could quote what was sent."""
-    try:
-        document = json.loads(body)
-        values = [document.get("error"), document.get("reason")]
-    except (ValueError, AttributeError, RecursionError):
-        return ""
-    return ", ".join(value for value in values if isinstance(value, str) and CODE.fullmatch(value))
+def _is_authority(answer, texts):
+    hashes = answer.get("hashes")
+    return (
+        all(isinstance(answer.get(name), str) for name in texts)
+        and isinstance(answer.get("crl"), (str, type(None)))
+        and isinstance(hashes, list)
+        and all(isinstance(name, str) and re.fullmatch(r"[0-9a-f]{8}", name) for name in hashes)
+    )
