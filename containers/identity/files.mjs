@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Configuration, secrets and keys on disk.
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, statSync, writeSync } from 'node:fs';
+import { closeSync, existsSync, fsyncSync, openSync, readFileSync, renameSync, statSync, writeSync } from 'node:fs';
 import { calculateJwkThumbprint, exportJWK, generateKeyPair } from 'jose';
 
 const MIN_SECRET = 16;
+const DAY = 86400;
+const SKEW = 300; // seconds that clocks may differ
 const GRANTS = {
   authorization_code: 'authorization_code',
   client_credentials: 'client_credentials',
@@ -18,6 +20,7 @@ const need = (condition, message) => {
   if (!condition) throw new ConfigError(message);
 };
 const isText = (value) => typeof value === 'string' && value !== '';
+const now = () => Math.floor(Date.now() / 1000);
 const isList = (value) => Array.isArray(value) && value.every(isText);
 
 function readJson(path) {
@@ -96,11 +99,12 @@ function readUser(user) {
 /**
  * Read config.json and secrets.json of a directory; a ConfigError says which entry is wrong.
  *
- * config.json: {issuer, address, port, tls: {cert, key}, audiences: [URI], token_lifetime: seconds,
+ * config.json: {issuer, address, port, tls: {cert, key}, audiences: [URI], opaque_audiences: [URI], token_lifetime: seconds,
+ *   key_days: days until new keys sign,
  *   users: [{name, groups, scrypt: {salt, hash}}],   base64; N=16384 r=8 p=5, 32 bytes
  *   clients: [{id, name, public, grants, scopes, groups, redirect_uris}]}
  * secrets.json, of mode 0600: {client id: secret}, for each client that is not public.
- * The first audience is the default. Clients authenticate with client_secret_basic.
+ * The first audience is the default; tokens for opaque_audiences (some of audiences) are to be introspected. Clients authenticate with client_secret_basic.
  */
 export function readConfig(directory) {
   const raw = readJson(`${directory}/config.json`);
@@ -113,6 +117,11 @@ export function readConfig(directory) {
   need(isText(raw.tls?.cert) && isText(raw.tls?.key), 'tls: cert and key are paths');
   need(isList(raw.audiences) && raw.audiences.length && raw.audiences.every((audience) => URL.canParse(audience)),
     'audiences: a list of absolute URIs');
+  const opaque = raw.opaque_audiences ?? [];
+  need(isList(opaque) && opaque.every((audience) => raw.audiences.includes(audience)),
+    'opaque_audiences: a list of some of audiences');
+  const keyDays = raw.key_days ?? 90;
+  need(Number.isInteger(keyDays) && keyDays >= 1, 'key_days: 1 or more');
   const lifetime = raw.token_lifetime ?? 3600;
   need(Number.isInteger(lifetime) && lifetime >= 60 && lifetime <= 86400, 'token_lifetime: 60 to 86400 seconds');
 
@@ -122,19 +131,25 @@ export function readConfig(directory) {
   need(users.size === (raw.users ?? []).length, 'users: a name occurs twice');
   // Both become `sub`: a user who is named like a client would pass for it.
   for (const name of users.keys()) need(!clients.has(name), `users: ${name} is also the id of a client`);
-  return { issuer: raw.issuer, address: raw.address, port: raw.port, tls: raw.tls, audiences: raw.audiences, lifetime, clients, users };
+  const { address, port, tls, audiences } = raw;
+  return { issuer: raw.issuer, address, port, tls, audiences, opaque, lifetime, keyDays, clients, users };
 }
 
-/** The signing keys, RS256 first; made and kept at the first start. */
-export async function loadKeys(path) {
-  try {
-    statSync(path);
-  } catch {
-    const keys = await Promise.all(['RS256', 'ES256'].map(async (alg) => {
-      const jwk = await exportJWK((await generateKeyPair(alg, { extractable: true })).privateKey);
-      return { ...jwk, alg, use: 'sig', kid: await calculateJwkThumbprint(jwk) };
-    }));
-    writePrivate(path, JSON.stringify({ keys }));
-  }
-  return readPrivateJson(path);
+const makeKeys = () => Promise.all(['RS256', 'ES256'].map(async (alg) => {
+  const jwk = await exportJWK((await generateKeyPair(alg, { extractable: true })).privateKey);
+  return { ...jwk, alg, use: 'sig', kid: await calculateJwkThumbprint(jwk), made: now() };
+}));
+
+/**
+ * The signing keys, RS256 first; new ones at the first start, when they are `keyDays` old, and where `rotate` is set.
+ * The first of an algorithm signs; those before stay published until what they signed has expired.
+ */
+export async function loadKeys(path, { lifetime, keyDays, rotate = false }) {
+  const held = existsSync(path) ? readPrivateJson(path).keys : [];
+  const due = rotate || !held.length || now() - (held[0].made ?? 0) > keyDays * DAY;
+  const past = due ? held.map((key) => ({ ...key, retired: key.retired ?? now() })) : held;
+  const kept = past.filter(({ retired }) => !retired || now() - retired <= lifetime + SKEW);
+  const keys = [...(due ? await makeKeys() : []), ...kept];
+  if (due || kept.length < held.length) writePrivate(path, JSON.stringify({ keys }));
+  return { keys };
 }

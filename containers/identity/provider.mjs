@@ -37,13 +37,13 @@ function logGrants(provider) {
 
 /** Build the provider. `config` is from readConfig, `keys` from loadKeys, `store` is a Store. */
 export function buildProvider({ config, keys, store }) {
-  const { issuer, audiences, users, clients, lifetime } = config;
+  const { issuer, audiences, opaque, users, clients, lifetime } = config;
 
   function resourceServer(audience, client) {
     if (!audiences.includes(audience)) throw new errors.InvalidTarget('unknown audience');
     return {
       audience,
-      accessTokenFormat: 'jwt',
+      accessTokenFormat: opaque.includes(audience) ? 'opaque' : 'jwt',
       accessTokenTTL: lifetime,
       jwt: { sign: { alg: 'RS256' } },
       scope: clients.get(client.clientId).scopes.filter((scope) => !LOGIN_SCOPES.has(scope)).join(' '),
@@ -77,6 +77,10 @@ export function buildProvider({ config, keys, store }) {
         successSource: (ctx) => html(ctx, pages.deviceDone()),
       },
       dPoP: { enabled: false },
+      introspection: {
+        enabled: true,
+        allowedPolicy: (ctx, client, token) => client.clientAuthMethod !== 'none' || token.clientId === client.clientId,
+      },
       pushedAuthorizationRequests: { enabled: false },
       resourceIndicators: {
         enabled: true,
@@ -92,7 +96,8 @@ export function buildProvider({ config, keys, store }) {
     extraTokenClaims: (ctx, token) => {
       const source = token.accountId ? users.get(token.accountId) : clients.get(token.clientId);
       const groups = token.scopes.has('wlcg.groups') ? { 'wlcg.groups': source?.groups ?? [] } : {};
-      return { 'wlcg.ver': '1.0', nbf: now(), ...groups };
+      // JWTs have `sub` by themselves; the answer of introspection has none where a client stands for itself.
+      return { 'wlcg.ver': '1.0', nbf: now(), sub: token.accountId ?? token.clientId, ...groups };
     },
     findAccount: (ctx, name) => {
       const user = users.get(name);

@@ -10,6 +10,7 @@ import ipaddress
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -28,9 +29,12 @@ from cryptography.x509.oid import NameOID
 SOURCE = Path(__file__).resolve().parents[2] / "containers" / "identity"
 AUDIENCE = "https://credentials.test:8444"
 OTHER_AUDIENCE = "https://wlcg.cern.ch/jwt/v1/any"
+OPAQUE_AUDIENCE = "https://opaque.test"
 WORKER_SECRET = "worker-secret-0123456789"
 SERVICE_SECRET = "service-secret-0123456789"
 PASSWORD = "correct horse battery"
+OTHER_USES = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign", "encipher_only",
+              "decipher_only")  # fmt: skip
 
 
 def install() -> Path:
@@ -92,6 +96,8 @@ def make_certificate(directory: Path) -> None:
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        .add_extension(x509.KeyUsage(digital_signature=True, key_cert_sign=True, **dict.fromkeys(OTHER_USES, False)), True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
         .sign(key, hashes.SHA256())
     )
     (directory / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
@@ -115,7 +121,8 @@ class Identity:
             "address": "127.0.0.1",
             "port": self.port,
             "tls": {"cert": str(self.config / "cert.pem"), "key": str(self.config / "key.pem")},
-            "audiences": [AUDIENCE, OTHER_AUDIENCE],
+            "audiences": [AUDIENCE, OTHER_AUDIENCE, OPAQUE_AUDIENCE],
+            "opaque_audiences": [OPAQUE_AUDIENCE],
             "token_lifetime": 600,
             "users": [{"name": "alice", "groups": ["/cms", "/cms/uscms"], "scrypt": scrypt(PASSWORD)}],
             "clients": [
@@ -178,6 +185,24 @@ class Identity:
             self.process.wait(10)
             self.process = None
             self.output.append("--- stopped\n")
+
+    def kill(self) -> None:
+        """As a crash: nothing is tidied up."""
+        if self.process:
+            self.process.kill()
+            self.process.wait(10)
+            self.process = None
+            self.output.append("--- killed\n")
+
+    def rotate(self) -> None:
+        """New keys sign; those before stay published."""
+        changes = sum('"keys_changed"' in line for line in self.output)
+        self.process.send_signal(signal.SIGUSR2)
+        deadline = time.monotonic() + 20
+        while sum('"keys_changed"' in line for line in self.output) == changes:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("".join(self.output))
+            time.sleep(0.02)
 
     def restart(self) -> None:
         self.stop()

@@ -14,7 +14,16 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import identity_flows as flows
-from identity_runtime import AUDIENCE, OTHER_AUDIENCE, PASSWORD, WORKER_SECRET, make_certificate, scrypt
+from identity_runtime import (
+    AUDIENCE,
+    OPAQUE_AUDIENCE,
+    OTHER_AUDIENCE,
+    PASSWORD,
+    SERVICE_SECRET,
+    WORKER_SECRET,
+    make_certificate,
+    scrypt,
+)
 
 
 def test_discovery_names_the_issuer_whatever_the_host_header_says(identity, http):
@@ -295,6 +304,104 @@ def test_exchange_refuses_other_tokens(http):
     assert http.post("/token", data=public).status_code == 400
 
 
+# --- opaque tokens: introspection and revocation
+
+
+def introspect(http, token, auth=("service", SERVICE_SECRET), **data):
+    return http.post("/token/introspection", auth=auth, data={"token": token, **data})
+
+
+def test_opaque_tokens_are_introspected(identity, http):
+    token = flows.worker(http, resource=OPAQUE_AUDIENCE).json()["access_token"]
+    assert "." not in token
+    answer = introspect(http, token).json()
+    assert answer["active"] is True
+    assert (answer["iss"], answer["aud"], answer["scope"]) == (identity.url, OPAQUE_AUDIENCE, "x509 wlcg.groups")
+    assert (answer["sub"], answer["client_id"], answer["wlcg.groups"]) == ("worker", "worker", ["/w"])
+    assert answer["exp"] - answer["iat"] == 600
+    user = flows.device_tokens(http, resource=OPAQUE_AUDIENCE)["access_token"]
+    answer = introspect(http, user).json()
+    assert (answer["sub"], answer["client_id"], answer["wlcg.groups"]) == ("alice", "dodas", ["/cms", "/cms/uscms"])
+
+
+def test_introspection_says_nothing_of_tokens_that_are_none(http):
+    for token in ("guessed", "x" * 5000):
+        assert introspect(http, token).json() == {"active": False}
+    token = flows.worker(http).json()["access_token"]
+    assert introspect(http, token).json()["error"] == "unsupported_token_type"  # JWTs speak for themselves
+
+
+def test_introspection_is_for_clients_with_a_secret(http):
+    token = flows.worker(http, resource=OPAQUE_AUDIENCE).json()["access_token"]
+    assert introspect(http, token, auth=("service", "wrong-secret-0123456789")).status_code == 401
+    assert introspect(http, token, auth=None).status_code == 400
+    assert introspect(http, token, auth=None, client_id="dodas").json() == {"active": False}
+    own = flows.device_tokens(http, resource=OPAQUE_AUDIENCE)["access_token"]
+    assert introspect(http, own, auth=None, client_id="dodas").json()["active"] is True
+
+
+def test_a_revoked_opaque_token_is_inactive(http):
+    worker = ("worker", WORKER_SECRET)
+    token = flows.worker(http, resource=OPAQUE_AUDIENCE).json()["access_token"]
+    refused = http.post("/token/revocation", auth=("service", SERVICE_SECRET), data={"token": token})
+    assert (refused.status_code, introspect(http, token).json()["active"]) == (400, True)
+    assert http.post("/token/revocation", auth=worker, data={"token": token}).status_code == 200
+    assert introspect(http, token).json() == {"active": False}
+
+
+# --- keys
+
+
+def key_ids(http):
+    return [key["kid"] for key in http.get("/jwks").json()["keys"]]
+
+
+def signed_by(token):
+    return json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))["kid"]
+
+
+def test_new_keys_sign_while_the_old_stay_published(fresh):
+    fresh.start()
+    with fresh.client() as http:
+        before, old = key_ids(http), flows.worker(http).json()["access_token"]
+        refresh_token = flows.device_tokens(http)["refresh_token"]
+        fresh.rotate()
+        after, new = key_ids(http), flows.worker(http).json()["access_token"]
+        assert after[2:] == before and len(set(after)) == 4
+        assert (signed_by(old), signed_by(new)) == (before[0], after[0])
+        assert flows.claims(http, old)["sub"] == flows.claims(http, new)["sub"] == "worker"
+        answer = flows.refresh(http, refresh_token)
+        assert answer.status_code == 200
+        assert flows.exchange(http, answer.json()["access_token"]).status_code == 200
+        assert not any("d" in key for key in http.get("/jwks").json()["keys"])
+    fresh.restart()
+    with fresh.client() as http:
+        assert key_ids(http) == after
+
+
+def test_keys_go_when_what_they_signed_has_expired(fresh):
+    fresh.start()
+    fresh.rotate()
+    path = fresh.state / "jwks.json"
+
+    def age(**seconds):
+        keys = json.loads(path.read_text())["keys"]
+        for key in keys:
+            key.update({name: key[name] - past for name, past in seconds.items() if name in key})
+        path.write_text(json.dumps({"keys": keys}))
+        fresh.restart()
+        with fresh.client() as http:
+            return key_ids(http)
+
+    with fresh.client() as http:
+        four = key_ids(http)
+    assert age(retired=600) == four  # of tokens that live for 600 s; clocks may differ
+    assert age(retired=600) == four[:2]
+    assert age(made=89 * 86400) == four[:2]
+    six = age(made=2 * 86400)  # 90 days are the default
+    assert six[2:] == four[:2] and len(six) == 4
+
+
 # --- passwords
 
 
@@ -436,6 +543,8 @@ def test_secrets_must_be_private(fresh):
         ({"audiences": []}, "audiences"),
         ({"audiences": ["credentials"]}, "audiences"),
         ({"token_lifetime": 10}, "token_lifetime"),
+        ({"key_days": 0}, "key_days"),
+        ({"opaque_audiences": ["https://elsewhere.test"]}, "opaque_audiences"),
         ({"users": [{"name": "worker", "scrypt": scrypt("x")}]}, "also the id of a client"),
         ({"users": [{"name": "bob", "scrypt": {"salt": "AA==", "hash": ""}}]}, "users: bob"),
         ({"clients": [{"id": "worker", "grants": ["password"], "scopes": ["x"]}]}, "unknown grant password"),
