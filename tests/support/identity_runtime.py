@@ -33,8 +33,7 @@ OPAQUE_AUDIENCE = "https://opaque.test"
 WORKER_SECRET = "worker-secret-0123456789"
 SERVICE_SECRET = "service-secret-0123456789"
 PASSWORD = "correct horse battery"
-OTHER_USES = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign", "encipher_only",
-              "decipher_only")  # fmt: skip
+SERVER_AND_CA = x509.KeyUsage(True, False, False, False, False, True, False, False, False)
 
 
 def install() -> Path:
@@ -96,7 +95,7 @@ def make_certificate(directory: Path) -> None:
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
-        .add_extension(x509.KeyUsage(digital_signature=True, key_cert_sign=True, **dict.fromkeys(OTHER_USES, False)), True)
+        .add_extension(SERVER_AND_CA, True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
         .sign(key, hashes.SHA256())
     )
