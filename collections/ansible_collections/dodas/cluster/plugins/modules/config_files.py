@@ -14,36 +14,14 @@ description:
   - Each is replaced as a whole, or written in place where it is a mount (a container's resolv.conf).
   - One task for all the files of a service, because each task costs a round trip to every host.
 author: [The dodas developers (@dodas)]
+extends_documentation_fragment: [dodas.cluster.attributes, dodas.cluster.attributes.diff, dodas.cluster.files]
 attributes:
-  check_mode:
-    description: Can run in check mode and return what would change.
-    support: full
   diff_mode:
-    description: Shows the files before and after; files that only their owner may read are only named.
-    support: full
+    details: Files that only their owner may read are named and not shown.
 options:
   files:
     description: The files.
-    type: list
-    elements: dict
     required: true
-    suboptions:
-      path:
-        description: Absolute path on the host.
-        type: path
-        required: true
-      content:
-        description: The file's text.
-        type: str
-        required: true
-      mode:
-        description: The file's mode.
-        type: str
-        default: "0644"
-      owner:
-        description: The file's user.
-        type: str
-        default: root
 """
 
 EXAMPLES = r"""
@@ -62,30 +40,12 @@ paths:
   elements: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.dodas.cluster.plugins.module_utils import configfiles
-
-
-class Module(AnsibleModule):
-    """Keeps its invocation out of the host's journal: it may hold secrets, and `no_log` would hide the diff as well."""
-
-    def _log_invocation(self):
-        pass
+from ansible_collections.dodas.cluster.plugins.module_utils.module import FILES, Module
 
 
 def main():
-    file = {
-        "path": {"type": "path", "required": True},
-        # may hold a secret: kept out of the journal and of the result, and of diffs where the mode keeps others out
-        "content": {"type": "str", "required": True, "no_log": False},
-        "mode": {"type": "str", "default": "0644"},
-        "owner": {"type": "str", "default": "root"},
-    }
-    module = Module(
-        argument_spec={"files": {"type": "list", "elements": "dict", "options": file, "required": True}},
-        supports_check_mode=True,
-    )
+    module = Module(argument_spec={"files": {**FILES, "required": True}}, supports_check_mode=True)
     given, module.params["files"] = module.params["files"], [one["path"] for one in module.params["files"]]
     try:
         files = [configfiles.ConfigFile.parse(one) for one in given]

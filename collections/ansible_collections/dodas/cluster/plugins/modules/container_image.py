@@ -14,10 +14,7 @@ description:
   - An image is built only when its folder, the files it copies or the image below it changed.
 author: [The dodas developers (@dodas)]
 requirements: [podman, mmdebstrap, PyYAML]
-attributes:
-  check_mode:
-    description: Can run in check mode and return what would be built.
-    support: full
+extends_documentation_fragment: [dodas.cluster.attributes]
 options:
   names:
     description: Images to build, with those that they are built on. All when not given.

@@ -13,10 +13,7 @@ description:
   - Lists the images of a folder of image folders, and whether the image store has their present content.
 author: [The dodas developers (@dodas)]
 requirements: [podman, PyYAML]
-attributes:
-  check_mode:
-    description: Can run in check mode and changes nothing.
-    support: full
+extends_documentation_fragment: [dodas.cluster.attributes.info]
 options:
   folder:
     description: The folder that has one folder an image.

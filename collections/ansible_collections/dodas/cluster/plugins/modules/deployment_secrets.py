@@ -16,10 +16,7 @@ description:
   - Runs on the controller; the authority's key stays there.
 author: [The dodas developers (@dodas)]
 requirements: [cryptography]
-attributes:
-  check_mode:
-    description: Can run in check mode and return whether something would be made.
-    support: full
+extends_documentation_fragment: [dodas.cluster.attributes]
 options:
   name:
     description: The deployment's name.

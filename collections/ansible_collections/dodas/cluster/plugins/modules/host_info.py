@@ -13,10 +13,7 @@ description:
   - Looks at control groups, capabilities, limits, name resolution and the operating system, in one quick task.
   - Roles of dodas decide by it instead of gathering all facts.
 author: [The dodas developers (@dodas)]
-attributes:
-  check_mode:
-    description: Can run in check mode and changes nothing.
-    support: full
+extends_documentation_fragment: [dodas.cluster.attributes.info]
 options:
   packages:
     description: Debian packages to look for.

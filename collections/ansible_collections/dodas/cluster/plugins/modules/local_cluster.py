@@ -15,13 +15,7 @@ description:
   - Nothing without the label of the deployment is touched.
 author: [The dodas developers (@dodas)]
 requirements: [podman, root]
-attributes:
-  check_mode:
-    description: Can run in check mode and return what would change.
-    support: full
-  diff_mode:
-    description: Shows the hosts before and after.
-    support: full
+extends_documentation_fragment: [dodas.cluster.attributes, dodas.cluster.attributes.diff]
 options:
   name:
     description: The deployment's name.

@@ -13,10 +13,7 @@ description:
   - Lists the hosts that M(dodas.cluster.local_cluster) made, with their states and addresses.
 author: [The dodas developers (@dodas)]
 requirements: [podman, root]
-attributes:
-  check_mode:
-    description: Can run in check mode and changes nothing.
-    support: full
+extends_documentation_fragment: [dodas.cluster.attributes.info]
 options:
   name:
     description: The deployment's name.

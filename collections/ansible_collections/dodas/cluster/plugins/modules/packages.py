@@ -14,13 +14,7 @@ description:
   - Needs nothing on the host but apt-get, so that check mode works on a host on which nothing was installed yet, where
     M(ansible.builtin.apt) needs python3-apt, and where the source of a package is not configured yet.
 author: [The dodas developers (@dodas)]
-attributes:
-  check_mode:
-    description: Can run in check mode and return what would be installed.
-    support: full
-  diff_mode:
-    description: Shows the packages that are missing.
-    support: full
+extends_documentation_fragment: [dodas.cluster.attributes, dodas.cluster.attributes.diff]
 options:
   names:
     description: The packages.

@@ -15,13 +15,10 @@ description:
   - Waits until the app's health checks pass. What the engine cannot honour is refused by its path in the definition.
 author: [The dodas developers (@dodas)]
 requirements: [podman, systemd, the app agent of role container_engine]
+extends_documentation_fragment: [dodas.cluster.attributes, dodas.cluster.attributes.diff, dodas.cluster.files]
 attributes:
-  check_mode:
-    description: Can run in check mode and return what would change.
-    support: full
   diff_mode:
-    description: Shows the files before and after; files of mode 0600 are only named.
-    support: full
+    details: Files that only their owner may read are named and not shown.
 options:
   definition:
     description: The app as for Marathon's C(/v2/apps). For O(state=absent) only C(id) is needed.
@@ -29,22 +26,7 @@ options:
     required: true
   files:
     description: Configuration files of the app.
-    type: list
-    elements: dict
     default: []
-    suboptions:
-      path:
-        description: Absolute path on the host.
-        type: path
-        required: true
-      content:
-        description: The file's text.
-        type: str
-        required: true
-      mode:
-        description: The file's mode.
-        type: str
-        default: "0644"
   timeout:
     description: Seconds within which the app must be healthy.
     type: int
@@ -87,30 +69,16 @@ restarted:
   type: bool
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.dodas.cluster.plugins.module_utils.engine import definition
 from ansible_collections.dodas.cluster.plugins.module_utils.engine.podman import EngineError, PodmanApp
-
-
-class Module(AnsibleModule):
-    """Keeps its invocation out of the host's journal: it may hold secrets, and `no_log` would hide the diff as well."""
-
-    def _log_invocation(self):
-        pass
+from ansible_collections.dodas.cluster.plugins.module_utils.module import FILES, Module
 
 
 def main():
-    file = {
-        "path": {"type": "path", "required": True},
-        # may hold a secret: kept out of the journal and of the result, and of diffs where the mode keeps others out
-        "content": {"type": "str", "required": True, "no_log": False},
-        "mode": {"type": "str", "default": "0644"},
-    }
     module = Module(
         argument_spec={
             "definition": {"type": "dict", "required": True},
-            "files": {"type": "list", "elements": "dict", "options": file, "default": []},
+            "files": {**FILES, "default": []},
             "timeout": {"type": "int", "default": 120},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "purge": {"type": "bool", "default": False},

@@ -12,10 +12,7 @@ version_added: 0.1.0
 description:
   - Reads what the app agent of the host found when it last looked at each app.
 author: [The dodas developers (@dodas)]
-attributes:
-  check_mode:
-    description: Can run in check mode and changes nothing.
-    support: full
+extends_documentation_fragment: [dodas.cluster.attributes.info]
 """
 
 EXAMPLES = r"""

@@ -13,10 +13,7 @@ description:
   - Runs probes again and again until each has held once, or the deadline passes.
   - A probe is a command that exits with status 0 and whose output matches, run on the host.
 author: [The dodas developers (@dodas)]
-attributes:
-  check_mode:
-    description: Can run in check mode and changes nothing.
-    support: full
+extends_documentation_fragment: [dodas.cluster.attributes.info]
 options:
   probes:
     description: What must hold.
