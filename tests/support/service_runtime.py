@@ -20,7 +20,7 @@ import yaml
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import join
 from dodas.credentials.config import Config
-from identity_runtime import AUDIENCE, Identity, free_port, make_certificate
+from identity_runtime import AUDIENCE, SERVICE_SECRET, Identity, free_port, make_certificate
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENT = "test"
@@ -48,7 +48,7 @@ class Credentials:
         self.debug = debug
         self.join_secret, self.state_key = secrets.token_bytes(32), secrets.token_bytes(32)
         self.process: subprocess.Popen | None = None
-        sections = [_section(issuer) for issuer in (issuers if isinstance(issuers, list) else [issuers])]
+        sections = [self._section(issuer) for issuer in (issuers if isinstance(issuers, list) else [issuers])]
         self.settings = {
             "deployment": DEPLOYMENT,
             "listen": {
@@ -62,11 +62,24 @@ class Credentials:
             "rules": rules(sections[0]["issuer"]),
         }
         if "join" in Config.model_fields:
-            self.settings["join"] = {"secret_file": self.secret_file("join.key", self.join_secret)}
+            self.settings["join"] = {
+                "secret_file": self.secret_file("join.key", self.join_secret),
+                "audience": self.url,
+            }
             self.settings["rules"] += join_rules()
         if "state_key_file" in Config.model_fields:
             self.settings["state_key_file"] = self.secret_file("state.key", self.state_key)
         self.settings.update(changes)
+
+    def _section(self, issuer) -> dict:
+        if not isinstance(issuer, Identity):
+            return dict(issuer)
+        section = {"issuer": issuer.url, "audience": AUDIENCE, "cafile": str(issuer.config / "cert.pem")}
+        if "join" in Config.model_fields:
+            secret = self.secret_file("client.secret", SERVICE_SECRET)
+            section |= {"client_id": "service", "client_secret_file": secret}
+            section |= {"scope": "x509 wlcg.groups offline_access"}
+        return section
 
     def secret_file(self, name: str, value: bytes | str) -> str:
         """Path of a private file beside the configuration that holds the value, bytes in base64."""
@@ -140,14 +153,8 @@ class Credentials:
 
     def join_token(self, request: bytes = b"", host: str = HOST, **more) -> str:
         """A token of a host of the deployment, for the certificate request (PEM)."""
-        audience = more.pop("audience", self.settings["join"].get("audience") or self.url)
+        audience = more.pop("audience", self.url)
         return join.make(self.join_key(host), DEPLOYMENT, host, audience, request, **more)
-
-
-def _section(issuer) -> dict:
-    if isinstance(issuer, Identity):
-        return {"issuer": issuer.url, "audience": AUDIENCE, "cafile": str(issuer.config / "cert.pem")}
-    return dict(issuer)
 
 
 def rules(issuer: str) -> list[dict]:
