@@ -19,7 +19,7 @@ def agent_token(name, path=None, audience=None, scope=None, lifetime=60, timeout
     name: an issuer's URL or the short name of an account of the agent; path: its socket, default OIDC_SOCK; scope
     and audience: other than the account's own. Raises ClientError.
     """
-    path = path or os.environ.get("OIDC_SOCK")
+    path = os.fspath(path or os.environ.get("OIDC_SOCK", ""))
     if not path:
         raise ClientError("no oidc-agent is known: OIDC_SOCK is not set")
     question = {
