@@ -220,15 +220,17 @@ def update(store, name, change, tries=20):
     return None
 
 
-def read_key(path):
-    """A key (32 bytes) from a private file that holds it in base64. Raises StoreError."""
+def read_keys(path):
+    """The keys (32 bytes each) in a private file that holds one a line, in base64. Raises StoreError."""
     try:
-        key = base64.b64decode(files.read_private(path).strip(), validate=True)
+        keys = [base64.b64decode(line, validate=True) for line in files.read_private(path).split()]
+    except PermissionError as error:
+        raise StoreError(str(error)) from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"the key cannot be read: {path}: {type(error).__name__}") from None
-    if len(key) != KEY_BYTES:
-        raise StoreError(f"{path}: {KEY_BYTES} bytes in base64 are needed")
-    return key
+        raise StoreError(f"{path} cannot be read as keys in base64: {type(error).__name__}") from None
+    if not keys or any(len(key) != KEY_BYTES for key in keys):
+        raise StoreError(f"{path}: keys of {KEY_BYTES} bytes in base64 are needed, one a line")
+    return keys
 
 
 def _checked(name):
