@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-INTEGER, OID, UTF8, SEQUENCE, SET = 0x02, 0x06, 0x0C, 0x30, 0x31
+INTEGER, OCTETS, OID, UTF8, TIME, SEQUENCE, SET = 0x02, 0x04, 0x06, 0x0C, 0x18, 0x30, 0x31
 
 
 def tlv(tag, *parts):
@@ -33,8 +33,25 @@ def oid(dotted):
 
 
 def read(data, tag):
-    """(body, what follows) of the element at the start of data, of the short form. Raises ValueError."""
-    if len(data) < 2 or data[0] != tag or data[1] >= 128 or len(data) < 2 + data[1]:
+    """(body, what follows) of the element at the start of data. Raises ValueError."""
+    if len(data) < 2 or data[0] != tag:
         raise ValueError("not the DER expected")
-    end = 2 + data[1]
-    return data[2:end], data[end:]
+    start, length = 2, data[1]
+    if length >= 128:
+        start += length - 128
+        length = int.from_bytes(data[2:start], "big")
+        if not 3 <= start <= 6 or length < 128 or data[2] == 0:
+            raise ValueError("a length that is not DER")
+    if len(data) < start + length:
+        raise ValueError("the DER is truncated")
+    return data[start : start + length], data[start + length :]
+
+
+def elements(data):
+    """[(tag, body)] of the elements that data holds. Raises ValueError."""
+    found = []
+    while data:
+        tag = data[0]
+        body, data = read(data, tag)
+        found.append((tag, body))
+    return found
