@@ -288,9 +288,10 @@ def _check_claims(claims, issuer, now):
     if len(subject) > 255 or not subject.isascii() or not subject.isprintable():
         raise TokenError("subject", "sub must be at most 255 printable ASCII characters")
     scope = claims.get("scope")
-    if not isinstance(scope, str) or not scope.strip():
+    # Only spaces separate (RFC 6749): other white space would make two scopes of what the issuer meant as one.
+    scopes = tuple(filter(None, scope.split(" "))) if isinstance(scope, str) else ()
+    if not scopes:
         raise TokenError("missing_claim", "the token has no scope")
-    scopes = tuple(scope.split())
     if issuer.required_scope and issuer.required_scope not in scopes:
         raise TokenError("insufficient_scope", f"the token lacks the scope {issuer.required_scope}")
     groups = claims.get("wlcg.groups", [])
