@@ -19,15 +19,12 @@ from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import 
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs as tosca_inputs
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
-from dodas import cluster, deployments, jobs, machine, show
+from dodas import access, cluster, deployments, jobs, machine, show
 from dodas.deployments import ROOT, Deployment
 from dodas.errors import DodasError, InputError
+from dodas.options import complete_names, json_option, name_option
 
 DEFAULT_TEMPLATE = ROOT / "templates" / "tier3.yaml"
-
-
-def _complete_names(_context, _parameter, incomplete):
-    return [name for name in deployments.names() if name.startswith(incomplete)]
 
 
 def _complete_inputs(_context, _parameter, incomplete):
@@ -35,9 +32,6 @@ def _complete_inputs(_context, _parameter, incomplete):
     return [f"{name}=" for name in template.inputs if name.startswith(incomplete)]
 
 
-name_option = click.option("--name", "-n", metavar="NAME", shell_complete=_complete_names,
-                           help="The deployment; not needed when there is only one.")  # fmt: skip
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 yes_option = click.option("--yes", "-y", is_flag=True, help="Install what is needed without asking.")
 verbose_option = click.option("--verbose", "-v", count=True, help="Show what Ansible does; more with -vv.")
 
@@ -222,7 +216,7 @@ def scale(counts, name, as_json, verbose):
 
 @main.command()
 @name_option
-@click.argument("which", required=False, metavar="[NAME]", shell_complete=_complete_names)
+@click.argument("which", required=False, metavar="[NAME]", shell_complete=complete_names)
 @json_option
 @verbose_option
 def down(name, which, as_json, verbose):
@@ -321,6 +315,10 @@ def completion(shell):
 
     script = get_completion_class(shell)(main, {}, "dodas", "_DODAS_COMPLETE").source()
     click.echo(script)
+
+
+for command in access.COMMANDS:
+    main.add_command(command)
 
 
 def _deployment(source, backend, engine, name, pairs, inputs_file):

@@ -190,6 +190,18 @@ class Deployment:
         variables = self._inventory()["_meta"]["hostvars"]
         return {name: one.get("ansible_host") for name, one in variables.items()}
 
+    def variable(self, name, *groups):
+        """What the template or inventory gives a variable of a role, seen from the first group that has hosts."""
+        if _is_template(self):
+            values = tosca.load(str(self.source), self.inputs).group_vars
+            return next((values[group][name] for group in groups if name in values.get(group, {})), None)
+        hosts = [host for group in groups for host in self.groups().get(group, [])]
+        return self._inventory()["_meta"]["hostvars"].get(hosts[0], {}).get(name) if hosts else None
+
+    def command(self, words):
+        """How the user types a command about this deployment."""
+        return f"./dodas {words}" + ("" if names() == [self.name] else f" --name {self.name}")
+
     def _inventory(self):
         """A plain inventory, as `ansible-inventory --list` tells it; asked once."""
         if self._listed:

@@ -14,7 +14,7 @@ console = Console(highlight=False)
 def status(found):
     """Show what `cluster.look` found: hosts, services, probes, slots."""
     console.print(f"\n[bold]{found['name']}[/]  {found['backend']}, {found['engine']}, from {found['source']}")
-    hosts = _table("host", "address", "service", "health", "since")
+    hosts = table("host", "address", "service", "health", "since")
     for name, one in found["hosts"].items():
         rows = one["apps"] or {"-": {"state": "-", "output": ""}}
         for i, (app, state) in enumerate(rows.items()):
@@ -22,13 +22,13 @@ def status(found):
             since = _age(state.get("since"))
             hosts.add_row(name if i == 0 else "", (one["address"] or "") if i == 0 else "", app, health, since)
     console.print(hosts)
-    probes = _table("probe", "host", "", "found")
+    probes = table("probe", "host", "", "found")
     for probe in found["probes"]:
         mark = "[green]✓[/]" if probe["ok"] else "[red]✗[/]"
         detail = f"  [dim]{probe['detail']}[/]" if probe["detail"] else ""
         probes.add_row(probe["name"], probe["host"], mark, f"{probe['output']}{detail}")
     console.print(probes)
-    slots = _table("slot", "cpus", "memory", "jobs")
+    slots = table("slot", "cpus", "memory", "jobs")
     for slot in found["slots"]:
         cpus, memory = f"{slot['used_cpus']} of {slot['cpus']} used", f"{slot['memory_mb']} MB"
         slots.add_row(slot["machine"], cpus, memory, str(slot["jobs"]))
@@ -37,10 +37,10 @@ def status(found):
 
 def how_to(found):
     """Show endpoints and what to do next."""
-    table = _table("endpoint", "where")
+    endpoints = table("endpoint", "where")
     for name, value in found["endpoints"].items():
-        table.add_row(name, str(value))
-    console.print(table)
+        endpoints.add_row(name, str(value))
+    console.print(endpoints)
     name = "" if found["only"] else f" --name {found['name']}"
     console.print(f"run jobs:   ./dodas submit examples/dimuon --wait{name}")
     console.print(f"more hosts: ./dodas scale workers={len(found['slots']) + 2}{name}")
@@ -55,19 +55,20 @@ def phases(report, total):
 
 def images(found):
     """Show the images."""
-    table = _table("image", "content", "built", "size")
+    listing = table("image", "content", "built", "size")
     for one in found:
         built = "[green]yes[/]" if one["present"] else "no"
         size = f"{one['size'] / 1e6:.0f} MB" if one["present"] else ""
-        table.add_row(one["name"], one["reference"].rpartition(":")[2], built, size)
-    console.print(table)
+        listing.add_row(one["name"], one["reference"].rpartition(":")[2], built, size)
+    console.print(listing)
 
 
-def _table(*columns):
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+def table(*columns):
+    """An empty table."""
+    made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+        made.add_column(column, overflow="fold")
+    return made
 
 
 def _age(since):

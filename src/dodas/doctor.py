@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds what is wrong with a cluster, host by host, and says what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import client, tokens
+from dodas import examine, login, services
+from dodas.errors import DodasError
+
+APPS = ("identity", "credentials", "squid", "conditions", "htcondor", "worker")
+AT_ONCE = 32
+HOUR, DAY = 3600, 86400
+# The least that must be left, in seconds, and how far a clock may be off: tokens are believed for 30 s more or less.
+CERTIFICATE_LEFT, CA_LEFT, LIST_LEFT, PROXY_LEFT = 7 * DAY, DAY, HOUR, 300
+CLOCK_OFF = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. host: None for the cluster; ok: None where there is nothing to judge; value: of
+    what is measured, in seconds, or None; advice: what to do, where it is not well."""
+
+    host: str | None
+    name: str
+    ok: bool | None
+    found: str
+    value: float | None = None
+    advice: str = ""
+
+
+def look(deployment, timeout=20):
+    """All checks of a deployment, the cluster's first. timeout: seconds for each host."""
+    where, groups, hosts = services.of(deployment), deployment.groups(), list(deployment.addresses())
+    expected = {host: [app for app in APPS if host in groups.get(app, ()) and not (app == "identity" and where.own_iam)]
+                for host in hosts}  # fmt: skip
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        cluster = [threads.submit(check, deployment, where) for check in (_login, _issuer, _credentials)]
+        asked = {host: threads.submit(_ask, deployment, host, "htcondor" in expected[host], timeout) for host in hosts}
+        answers = {host: one.result() for host, one in asked.items()}
+        checks = [one.result() for one in cluster]
+    pools = [answer["pool"] for answer in answers.values() if isinstance(answer, dict) and answer["pool"] is not None]
+    pool = {machine for one in pools for machine in one} if pools else None
+    for host, answer in answers.items():
+        if isinstance(answer, DodasError):
+            reason = (str(answer).removeprefix(f"{host}: ").splitlines() or ["no answer"])[-1]
+            advice = f"see that it runs and that this machine reaches it; {deployment.command('up')} mends what it can"
+            checks.append(Check(host, "reachable", False, reason, advice=advice))
+        else:
+            checks += Host(deployment, host, answer, expected[host]).checks(pool)
+    return checks
+
+
+def _ask(deployment, host, pool, timeout):
+    """What examine answers on the host, and its clock against ours; or the DodasError instead."""
+    script = f"{Path(examine.__file__).read_text(encoding='utf-8')}\nprint(json.dumps(examine({pool!r})))\n"
+    try:
+        answer = json.loads(deployment.run(host, "python3", "-", data=script, timeout=timeout))
+        # The connection is open now, so that little time is spent on the way.
+        start = time.time()
+        theirs = float(deployment.run(host, "date", "+%s.%N", timeout=timeout))
+        end = time.time()
+    except DodasError as error:
+        return error
+    except ValueError:
+        return DodasError(f"{host}: python3 gave no answer that can be read")
+    return {**answer, "clock": theirs - (start + end) / 2, "within": (end - start) / 2}
+
+
+def _login(deployment, where):
+    again = deployment.command("login")
+    try:
+        text = login.access_token(deployment)
+        held = login.held(deployment)
+        issuer = tokens.Issuer(where.issuer, where.credentials, **where.at_issuer)
+        token = tokens.Verifier([issuer]).verify(text)
+    except login.NoLogin:
+        if (deployment.directory / "login.json").exists():
+            return Check(None, "login", False, "has ended", advice=again)
+        return Check(None, "login", None, "nobody is logged in", advice=again)
+    except tokens.KeysUnavailable as error:
+        return Check(None, "login", None, f"cannot be verified: {error}")
+    except tokens.TokenError as error:
+        return Check(None, "login", False, str(error), advice=again)
+    except DodasError as error:
+        return Check(None, "login", False, str(error), advice=again)
+    left = token.expires - time.time()
+    renews = ", renews itself" if held.get("refresh_token") else ""
+    found = f"{token.subject}, {span(left)} left{renews}, for {where.credentials}"
+    return Check(None, "login", True, found, round(left))
+
+
+def _issuer(deployment, where):
+    issuer = tokens.Issuer(where.issuer, where.credentials, **where.at_issuer)
+    verifier = tokens.Verifier([issuer])
+    verifier.refresh()
+    status = verifier.status()[where.issuer]
+    logs = "ask who runs it" if where.own_iam else deployment.command("logs identity")
+    if status["last_error"]:
+        return Check(None, "issuer", False, status["last_error"], advice=logs)
+    if not status["keys"]:
+        return Check(None, "issuer", False, f"{where.issuer}: publishes no key that can be used", advice=logs)
+    return Check(None, "issuer", True, f"{where.issuer}, {counted(status['keys'], 'key')}")
+
+
+def _credentials(deployment, where):
+    logs = deployment.command("logs credentials")
+    try:
+        found = client.call(where.credentials + "/health", timeout=login.TIMEOUT, **where.at_credentials)
+    except client.ClientError as error:
+        return Check(None, "credentials", False, str(error), advice=logs)
+    ca, crl = found.get("ca_remaining_seconds", 0), found.get("crl_remaining_seconds", 0)
+    return Check(None, "credentials", True, f"CA {span(ca)}, revocation list {span(crl)}", min(ca, crl))
+
+
+class Host:
+    """Judges what one host answered; expected: the apps that it is there for."""
+
+    def __init__(self, deployment, name, answer, expected):
+        self.deployment, self.name, self.answer, self.expected = deployment, name, answer, expected
+
+    def checks(self, pool):
+        """All checks of the host. pool: names of hosts whose startd is in it, None where nobody knows."""
+        found = [self._clock(), self._apps(), self._tls(), *self._directories()]
+        if "worker" in self.expected:
+            found += [self._proxy(), self._pool(pool)]
+        return [one for one in found if one]
+
+    def _check(self, name, ok, found, value=None, advice=""):
+        return Check(self.name, name, ok, found, value, "" if ok else advice)
+
+    def _ssh(self, words):
+        return self.deployment.command(f"ssh {self.name} {words}")
+
+    def _clock(self):
+        off, within = self.answer["clock"], self.answer["within"]
+        good = abs(off) <= CLOCK_OFF + within
+        advice = f"set it: {self._ssh('timedatectl set-ntp true')}"
+        found = f"{off * 1000:+.0f} ms" if good else f"{span(abs(off))} {'ahead' if off > 0 else 'behind'}"
+        return self._check("clock", good, found, round(off, 3), advice)
+
+    def _apps(self):
+        """One app that is not well is enough to name."""
+        apps, again = self.answer["apps"], self.deployment.command("up")
+        for app in self.expected:
+            one = apps.get(app)
+            if one is None:
+                return self._check("apps", False, f"{app} is not there", advice=again)
+            if one["unit"] != "active":
+                start = self._ssh(f"systemctl start dodas-{app}")
+                return self._check("apps", False, f"{app} is stopped ({one['unit']})", advice=start)
+        for app, one in apps.items():
+            if one["health"] != "passing":
+                logs = self.deployment.command(f"logs {app} --host {self.name}")
+                return self._check("apps", False, f"{app}: {one['output'] or one['health']}", advice=logs)
+        return self._check("apps", True, counted(len(apps), "app")) if apps else None
+
+    def _tls(self):
+        ends = self.answer["tls"]
+        if not ends:
+            return None
+        service, left = min(ends.items(), key=lambda one: -1 if one[1] is None else one[1])
+        again = f"{self.deployment.command('up')} makes it anew"
+        if left is None:
+            return self._check("certificates", False, f"that of {service} cannot be read", advice=again)
+        return self._check("certificates", left >= CERTIFICATE_LEFT, f"{service} {span(left)}", left, again)
+
+    def _directories(self):
+        wanted, found = self.answer["ca_directory"], self.answer["directories"]
+        again = self.deployment.command("up")
+        if "worker" in self.expected:
+            again = f"{self._ssh('systemctl restart dodas-worker')} fetches it again"
+        if wanted and not found.get(wanted):
+            problem = "is empty" if wanted in found else "is missing"
+            return [self._check("CA directory", False, f"{wanted} {problem}", advice=again)]
+        return [self._directory(path, authorities, again) for path, authorities in found.items()]
+
+    def _directory(self, path, authorities, again):
+        for one in authorities.values():
+            problem = next(iter(one["problems"]), None)
+            for end, least, what in ((one["ends"], CA_LEFT, "CA"), (one["list_ends"], LIST_LEFT, "revocation list")):
+                if not problem and end < least:
+                    problem = f"the {what} {ended(end)}"
+            if problem:
+                return self._check("CA directory", False, f"{path}: {problem}", advice=again)
+        if not authorities:
+            return self._check("CA directory", False, f"{path} is empty", advice=again)
+        left = min(one["list_ends"] for one in authorities.values())
+        return self._check("CA directory", True, f"list {span(left)}", left)
+
+    def _proxy(self):
+        proxy = self.answer["proxy"] or {"path": "its proxy", "ends": None, "lifetime": None}
+        left = proxy["ends"]
+        again = f"{self._ssh('podman exec dodas-worker worker-renew --once --deadline 20')} tries, and says why not"
+        if left is None:
+            return self._check("proxy", False, f"{proxy['path']} is missing or unreadable", advice=again)
+        good = left >= min(PROXY_LEFT, (proxy["lifetime"] or HOUR) / 4)
+        return self._check("proxy", good, span(left) if good else ended(left), left, again)
+
+    def _pool(self, pool):
+        if pool is None:
+            return self._check("pool", None, "unknown")
+        advice = self.deployment.command(f"logs worker --host {self.name}")
+        found = "joined" if self.name in pool else "its startd is not in the pool"
+        return self._check("pool", self.name in pool, found, advice=advice)
+
+
+def span(seconds):
+    """A length of time in one unit or two: ``5 h 49 min``, ``11 h``."""
+    seconds = max(0, round(seconds))
+    for length, unit, part, smaller in ((DAY, "d", HOUR, "h"), (HOUR, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= length:
+            whole, more = seconds // length, seconds % length // part
+            return f"{whole} {unit} {more} {smaller}" if more and whole < 10 else f"{whole} {unit}"
+    return f"{seconds} s"
+
+
+def ended(seconds):
+    """When something ended or will, that should last longer."""
+    return f"ended {span(-seconds)} ago" if seconds <= 0 else f"ends in {span(seconds)}"
+
+
+def counted(number, noun):
+    """``1 key``, ``2 keys``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
