@@ -1,67 +1,133 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A certificate authority in a directory, for the certificates of hosts or for those of people and workers.
+"""A certificate authority whose state is in a store, for the certificates of hosts or for those of people and workers.
 
-ca.key (0600)  ca.pem  crl.pem  revoked.json  certificates/ (what relying parties read: X509_CERT_DIR)
+ca.key  ca.pem  crl.pem  revoked.json
+
+In a directory that is given by its path the certificate and the list may be read by everybody, and ``certificates``
+beside them is a CA directory for relying parties (X509_CERT_DIR).
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import fcntl
 import ipaddress
-import json
 import os
 
-from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, files, names
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import (
+    cadirectory,
+    csr,
+    files,
+    given,
+    names,
+    revocations,
+    store,
+)
+from ansible_collections.dodas.cluster.plugins.module_utils.x509.cadirectory import install, install_document
 from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import (
     ExtendedKeyUsageOID,
     NameOID,
+    ec,
     hashes,
     utcnow,
     x509,
 )
+from ansible_collections.dodas.cluster.plugins.module_utils.x509.given import AuthorityError
 from ansible_collections.dodas.cluster.plugins.module_utils.x509.proxies import BACKDATE, key_usage
 
+__all__ = ["Authority", "AuthorityError", "install", "install_document"]
 
-class AuthorityError(RuntimeError):
-    """The authority's files cannot be used, or it may not sign what it was asked to."""
+KEY_TYPES = {"rsa-2048": csr.make_key, "ec-p256": lambda: ec.generate_private_key(ec.SECP256R1())}
 
 
 class Authority:
-    """Create with Authority.open. Signing may be done from many threads."""
+    """Create with Authority.open or Authority.given. Signing may be done from many threads.
 
-    def __init__(self, directory, key, certificate, crl_hours):
-        self.directory = directory
+    certificate, chain: its own, and those above it with the self-signed root last; namespace: the DN (slash form) below
+    which it signs.
+    """
+
+    def __init__(self, kept, certificate, key, chain=(), crls=None, crl_hours=168, namespace=None, directory=None):
         self.certificate = certificate
-        self.namespace = names.namespace(certificate.subject)
-        self.crl = None
+        self.chain = tuple(chain)
+        self.namespace = namespace or names.namespace(certificate.subject)
+        self._base = list(names.parse(self.namespace).rdns)
         self._key = key
-        self._crl_hours = crl_hours
+        self._crls = crls or {}
+        self._directory = directory
+        self._identifier = revocations.key_identifier(certificate)
+        self._revocations = revocations.Revocations(kept, certificate, key, crl_hours)
+        self.signing_policy  # noqa: B018 - a name that cannot stand there is found now
 
     @classmethod
-    def open(cls, directory, subject, days=365, crl_hours=168):
-        """Load the authority of a directory, or make it there: subject is its DN in slash form, ending in a
-        CN.
+    def open(cls, kept, subject, days=365, crl_hours=168, key_type="rsa-2048"):
+        """Load the authority of a store or directory, or make it there.
 
-        One of many processes that start at once makes it; the others load it. Raises AuthorityError where the
-        files are damaged, readable by others or of another subject, OSError, ValueError for the subject.
+        subject: its DN in slash form, ending in a CN; days, key_type (rsa-2048 or ec-p256): of one that is made.
+        One of many processes that start at once makes it; the others load it. Raises AuthorityError where what
+        is there is damaged, readable by others or of another subject, StoreError, ValueError for the subject.
         """
         name = names.parse(subject)
         if next(iter(name.rdns[-1])).oid != NameOID.COMMON_NAME or len(name.rdns) < 2:
             raise ValueError(f"the subject of an authority ends in a CN below something else: {subject}")
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        with _locked(directory):
-            key = _load_or_make_key(os.path.join(directory, "ca.key"))
-            certificate = _load_or_make_certificate(os.path.join(directory, "ca.pem"), key, name, days)
-            authority = cls(directory, key, certificate, crl_hours)
-            authority._load_crl()
+        make = KEY_TYPES[key_type]
+        kept, directory = _store(kept)
+        try:
+            key = files.load_key(store.update(kept, "ca.key", lambda pem: pem or files.key_pem(make())))
+            pem = store.update(
+                kept, "ca.pem", lambda pem: pem or files.certificate_pem(_self_signed(key, name, days))
+            )
+            certificate = x509.load_pem_x509_certificate(pem)
+        except (ValueError, store.StoreError) as error:
+            raise AuthorityError(f"the authority {subject} cannot be used: {error}") from error
+        if certificate.public_key() != key.public_key():
+            raise AuthorityError(f"the certificate of {subject} does not belong to the key beside it")
+        if certificate.subject != name:
+            raise AuthorityError(f"the authority here is {names.slash(certificate.subject)}, not {subject}")
+        authority = cls(kept, certificate, key, crl_hours=crl_hours, directory=directory)
+        authority.refresh_crl(publish=True)
+        return authority
+
+    @classmethod
+    def given(cls, kept, certificate_pem, key_pem, chain_pem=b"", crl_hours=168, namespace=None):
+        """An authority that somebody brings, self-signed or below others; only its revocations are in the store.
+
+        chain_pem: the certificates up to the root, and revocation lists of these CAs: what is on one of its own stays
+        revoked. namespace: DN (slash form) below which it signs; default: its subject without the last CN. Raises
+        AuthorityError where it cannot be used, StoreError.
+        """
+        certificate, key, chain, crls = given.load(certificate_pem, key_pem, chain_pem)
+        kept, directory = _store(kept)
+        try:
+            authority = cls(kept, certificate, key, chain, crls, crl_hours, namespace, directory)
+        except ValueError as error:
+            problem = f"give {names.slash(certificate.subject)} a namespace to sign in: {error}"
+            raise AuthorityError(problem) from error
+        if certificate.subject in crls:
+            authority._revocations.add(
+                {one.serial_number: one.revocation_date_utc for one in crls[certificate.subject]}
+            )
+        authority.refresh_crl(publish=True)
         return authority
 
     @property
     def ca_pem(self):
         """The certificate, PEM bytes."""
         return files.certificate_pem(self.certificate)
+
+    @property
+    def chain_pem(self):
+        """The certificates above it, PEM bytes; empty for a self-signed one."""
+        return b"".join(map(files.certificate_pem, self.chain))
+
+    @property
+    def between(self):
+        """The certificates between what it signs and the root, which relying parties have: to go with a leaf."""
+        return (self.certificate, *self.chain[:-1]) if self.chain else ()
+
+    @property
+    def crl(self):
+        """The revocation list (x509.CertificateRevocationList)."""
+        return self._revocations.crl
 
     @property
     def crl_pem(self):
@@ -76,24 +142,44 @@ class Authority:
     @property
     def signing_policy(self):
         """What Globus wants to read of the names this authority signs."""
-        return (
-            f"access_id_CA   X509    '{self.subject}'\n"
-            "pos_rights     globus  CA:sign\n"
-            f"cond_subjects  globus  '\"{self.namespace}/*\"'\n"
-        )
+        return cadirectory.signing_policy(self.subject, [f"{self.namespace}/*"])
 
     @property
     def hashes(self):
         """[hash, old hash] under which OpenSSL looks for it."""
         return names.openssl_hashes(self.certificate.subject)
 
+    @property
+    def not_after(self):
+        """When it ends, or what is above it (datetime)."""
+        return min(one.not_valid_after_utc for one in (self.certificate, *self.chain))
+
+    def document(self):
+        """All that relying parties need, as client.fetch_authority describes it: JSON types only."""
+        chain = [{"ca": pem.decode(), "crl": crl and crl.decode(), "signing_policy": policy, "hashes": links}
+                 for pem, crl, policy, links in self._above()]  # fmt: skip
+        return {"ca": self.ca_pem.decode(), "crl": self.crl_pem.decode(), "signing_policy": self.signing_policy,
+                "hashes": self.hashes, "chain": chain}  # fmt: skip
+
+    def install(self, directory):
+        """Make or refresh a CA directory of it and those above it. Returns whether anything changed."""
+        return install(directory, self.ca_pem, self.crl_pem, self.signing_policy, self.hashes, self._above())
+
+    def _above(self):
+        """For each CA of the chain: PEM, PEM of its revocation list or None, signing policy, hashes."""
+        for below, one in zip((self.certificate, *self.chain), self.chain, strict=False):
+            crl = self._crls.get(one.subject)
+            policy = cadirectory.signing_policy(names.slash(one.subject), [names.slash(below.subject)])
+            crl_pem = crl and files.certificate_pem(crl)
+            yield files.certificate_pem(one), crl_pem, policy, names.openssl_hashes(one.subject)
+
     def remaining(self):
-        """Seconds until the certificate of the authority ends."""
-        return (self.certificate.not_valid_after_utc - utcnow()).total_seconds()
+        """Seconds until the authority ends."""
+        return (self.not_after - utcnow()).total_seconds()
 
     def crl_remaining(self):
         """Seconds until the revocation list ends."""
-        return (self.crl.next_update_utc - utcnow()).total_seconds()
+        return self._revocations.remaining()
 
     def issue_eec(self, public_key, subject, lifetime, not_after=None):
         """An end-entity certificate for a person or a robot; subject: DN in slash form, lifetime: seconds.
@@ -126,13 +212,13 @@ class Authority:
 
     def _issue(self, public_key, subject, lifetime, not_after, purposes, alternatives=()):
         csr.check_public_key(public_key)
-        base = self.certificate.subject.rdns[:-1]
-        if list(subject.rdns[: len(base)]) != list(base) or len(subject.rdns) <= len(base):
+        if list(subject.rdns[: len(self._base)]) != self._base or len(subject.rdns) <= len(self._base):
             raise AuthorityError(f"{names.slash(subject)} is not below {self.namespace}")
-        if subject == self.certificate.subject:
-            raise AuthorityError(f"{self.subject} is the authority itself")
+        # Compared as relying parties compare, who take no notice of case and spaces.
+        if any(names.canonical(subject) == names.canonical(one.subject) for one in (self.certificate, *self.chain)):
+            raise AuthorityError(f"{names.slash(subject)} is the name of the authority or of one above it")
         now = utcnow()
-        ends = [now + dt.timedelta(seconds=lifetime), self.certificate.not_valid_after_utc]
+        ends = [now + dt.timedelta(seconds=lifetime), self.not_after]
         end = min(ends if not_after is None else [*ends, not_after])
         if end <= now:
             raise AuthorityError("the authority, the token or the lifetime asked for has ended")
@@ -148,126 +234,42 @@ class Authority:
             .add_extension(key_usage(public_key), critical=True)
             .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-            .add_extension(self._key_identifier(), critical=False)
+            .add_extension(self._identifier, critical=False)
         )
         if alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
-    def _key_identifier(self):
-        return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-
     def revoke(self, serial):
-        """Put a serial number on the revocation list, and publish it."""
-        with _locked(self.directory):
-            revoked = self._revoked()
-            revoked.setdefault(str(serial), utcnow().isoformat())
-            files.write(self._path("revoked.json"), json.dumps(revoked).encode())
-            self._make_crl(revoked)
+        """Put a serial number on the revocation list, and publish it. Raises StoreError."""
+        self._revocations.add({serial: utcnow()})
+        self._publish()
 
     def is_revoked(self, serial):
-        """Whether the list now published holds the serial number."""
-        return self.crl.get_revoked_certificate_by_serial_number(serial) is not None
+        """Whether the list, as of the last refresh_crl, holds the serial number."""
+        return self._revocations.holds(serial)
 
-    def refresh_crl(self):
-        """Publish a new list where half the life of the present one is over. Returns whether it did."""
-        if self.crl_remaining() > self._crl_hours * 1800:
-            return False
-        with _locked(self.directory):
-            self._make_crl(self._revoked())
-        return True
+    def refresh_crl(self, publish=False):
+        """Take up what other instances revoked, and sign a new list where half the life of the last is over.
 
-    def _revoked(self):
-        try:
-            with open(self._path("revoked.json"), encoding="utf-8") as stream:
-                return json.load(stream)
-        except FileNotFoundError:
-            return {}
+        Returns whether it signed one. To be called once a minute. Raises StoreError.
+        """
+        before = self.crl
+        made = self._revocations.refresh()
+        if publish or before != self.crl:
+            self._publish()
+        return made
 
-    def _make_crl(self, revoked):
-        now = utcnow()
-        number = 1
-        if self.crl is not None:
-            number += self.crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        builder = (
-            x509.CertificateRevocationListBuilder()
-            .issuer_name(self.certificate.subject)
-            .last_update(now - BACKDATE)
-            .next_update(now + dt.timedelta(hours=self._crl_hours))
-            .add_extension(x509.CRLNumber(number), critical=False)
-            .add_extension(self._key_identifier(), critical=False)
-        )
-        for serial, date in revoked.items():
-            builder = builder.add_revoked_certificate(
-                x509.RevokedCertificateBuilder()
-                .serial_number(int(serial))
-                .revocation_date(dt.datetime.fromisoformat(date) - BACKDATE)
-                .build()
-            )
-        self.crl = builder.sign(self._key, hashes.SHA256())
-        files.write(self._path("crl.pem"), self.crl_pem, files.PUBLIC)
-        install(self._path("certificates"), self.ca_pem, self.crl_pem, self.signing_policy, self.hashes)
-
-    def _load_crl(self):
-        with contextlib.suppress(FileNotFoundError, ValueError), open(self._path("crl.pem"), "rb") as stream:
-            self.crl = x509.load_pem_x509_crl(stream.read())
-            if not self.crl.is_signature_valid(self.certificate.public_key()):
-                self.crl = None
-        if self.crl is None or self.crl_remaining() <= self._crl_hours * 1800:
-            self._make_crl(self._revoked())
-
-    def _path(self, name):
-        return os.path.join(self.directory, name)
+    def _publish(self):
+        if self._directory:
+            self.install(os.path.join(self._directory, "certificates"))
 
 
-def install(directory, ca_pem, crl_pem, signing_policy, link_names):
-    """Make or refresh one CA in a directory as grid software reads it: ``<hash>.0``, ``.r0``,
-    ``.signing_policy``.
-
-    Contents: bytes, bytes, str; link_names: the hashes. Raises OSError.
-    """
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    contents = {"0": ca_pem, "r0": crl_pem, "signing_policy": signing_policy.encode()}
-    for name in link_names:
-        for suffix, content in contents.items():
-            files.write(os.path.join(directory, f"{name}.{suffix}"), content, files.PUBLIC)
-
-
-@contextlib.contextmanager
-def _locked(directory):
-    descriptor = os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _load_or_make_key(path):
-    try:
-        return files.load_key(files.read_private(path))
-    except FileNotFoundError:
-        key = csr.make_key()
-        files.write(path, files.key_pem(key))
-        return key
-    except (PermissionError, ValueError) as error:
-        raise AuthorityError(f"the key of the authority cannot be used: {path}: {error}") from error
-
-
-def _load_or_make_certificate(path, key, name, days):
-    try:
-        with open(path, "rb") as stream:
-            certificate = x509.load_pem_x509_certificate(stream.read())
-    except FileNotFoundError:
-        certificate = _self_signed(key, name, days)
-        files.write(path, files.certificate_pem(certificate), files.PUBLIC)
-    except ValueError as error:
-        raise AuthorityError(f"{path} is no certificate: {error}") from error
-    if certificate.public_key().public_numbers() != key.public_key().public_numbers():
-        raise AuthorityError(f"{path} does not belong to the key beside it")
-    if certificate.subject != name:
-        raise AuthorityError(f"{path} is of {names.slash(certificate.subject)}, not of {names.slash(name)}")
-    return certificate
+def _store(kept):
+    """(store, directory or None) of a store or a path."""
+    if isinstance(kept, (str, os.PathLike)):
+        return store.Directory(kept, public=("ca.pem", "crl.pem")), os.fspath(kept)
+    return kept, None
 
 
 def _self_signed(key, name, days):

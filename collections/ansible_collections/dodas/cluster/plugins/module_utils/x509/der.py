@@ -32,6 +32,17 @@ def oid(dotted):
     return tlv(OID, bytes(body))
 
 
+def dotted(body):
+    """The text of an OBJECT IDENTIFIER's body."""
+    arcs = [0]
+    for byte in body:
+        arcs[-1] = arcs[-1] << 7 | byte & 0x7F
+        if byte < 0x80:
+            arcs.append(0)
+    first = min(arcs[0] // 40, 2)
+    return ".".join(map(str, (first, arcs[0] - 40 * first, *arcs[1:-1])))
+
+
 def read(data, tag):
     """(body, what follows) of the element at the start of data. Raises ValueError."""
     if len(data) < 2 or data[0] != tag:

@@ -51,6 +51,12 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
+def read(path):
+    """The bytes of a file."""
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
 def read_private(path):
     """The bytes of a secret file. Raises PermissionError when others than its owner can read or write it."""
     with open(path, "rb") as stream:

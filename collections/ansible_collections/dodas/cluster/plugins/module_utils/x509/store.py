@@ -36,10 +36,14 @@ class Conflict(StoreError):
 
 
 class Directory:
-    """Values as files of mode 0600 below a directory (mode 0700), each written whole or not at all."""
+    """Values as files of mode 0600 below a directory (mode 0700), each written whole or not at all.
 
-    def __init__(self, path):
+    public: names of values that everybody may read.
+    """
+
+    def __init__(self, path, public=()):
         self.path = os.fspath(path)
+        self._public = frozenset(public)
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
         except OSError as error:
@@ -48,7 +52,7 @@ class Directory:
     def read(self, name):
         """(value, version); (None, None) where there is none. Raises StoreError."""
         try:
-            data = files.read_private(self._file(name))
+            data = files.read(self._file(name)) if name in self._public else files.read_private(self._file(name))
         except FileNotFoundError:
             return None, None
         except OSError as error:
@@ -63,7 +67,7 @@ class Directory:
             with self._locked(name):
                 if self.read(name)[1] != version:
                     raise Conflict(f"{path} was changed by another process")
-                files.write(path, value)
+                files.write(path, value, files.PUBLIC if name in self._public else files.PRIVATE)
         except OSError as error:
             raise StoreError(str(error)) from error
 
