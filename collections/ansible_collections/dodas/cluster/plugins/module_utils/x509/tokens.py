@@ -34,6 +34,7 @@ KEYS_FRESH = 300
 KEYS_COOLDOWN = 10
 KEYS_STALE = 24 * 3600
 FETCH_TIMEOUT = 5.0
+END_OF_TIME = 253_402_300_800  # the year 10000, which neither datetime nor a certificate can hold
 THREE_PARTS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 KEY_TYPES = {"RS256": "RSA", "ES256": "EC"}
 # Headers that name or carry keys of the sender's choice, or that change what is signed.
@@ -314,6 +315,6 @@ def _time(claims, name):
     value = claims.get(name)
     if value is None:
         raise TokenError("missing_claim", f"the token has no {name}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**40:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < END_OF_TIME:
         raise TokenError("malformed", f"the token's {name} is not a time in seconds")
     return value
