@@ -102,6 +102,17 @@ def request_credential(
     return Credential(certificate, key, tuple(chain))
 
 
+def revoke_credential(credentials_url, token, certificate=None, serial=None, **options):
+    """Have a certificate revoked: one's own by its PEM (bytes), any by its serial number for administrators.
+
+    Returns ``{"serial": str, "subject": DN or None}``. Raises ClientError.
+    """
+    url = credentials_url.rstrip("/") + "/v1/revocations"
+    body = {"certificate": certificate.decode()} if certificate else {"serial": str(serial)}
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    return call(url, data=json.dumps(body).encode(), headers=headers, **options)
+
+
 def fetch_authority(credentials_url, **options):
     """The online CA: ``{"ca": PEM, "crl": PEM, "signing_policy": str, "hashes": [str], "chain": [..]}``, where chain
     holds the same of each CA above it, without ``crl`` where none is known. Raises ClientError."""
