@@ -54,7 +54,8 @@ class ServiceSection(BaseModel):
     command: of a plugin; without one, it is the service's own X.509 certificates. parameters: the plugin's conf_params;
     for certificates lifetime (seconds). input: how the plugin gets its request, which everybody on the host can read in
     its arguments (argv); auto: as the plugin says that it can. pass_access_token: give the plugin the user's. timeout:
-    seconds of one action. limit: credentials that a user may have at a time.
+    seconds of one action. limit: credentials that a user may have at a time. groups: whose members may use it; default:
+    all users of the issuers, and for certificates those whom a rule lets have them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +68,7 @@ class ServiceSection(BaseModel):
     pass_access_token: bool = False
     timeout: Annotated[float, Field(gt=0, le=300)] = 30
     limit: Annotated[int, Field(ge=1, le=1000)] = 20
+    groups: list[str] = []
 
     @validate_model(mode="after")
     def _consistent(self) -> ServiceSection:
