@@ -14,16 +14,35 @@ def install(directory, ca_pem, crl_pem, signing_policy, link_names, above=()):
     Contents: bytes, bytes (or None), str; link_names: the hashes. above: for each CA above it, the same four; of those
     a revocation list or policy that is there already stays: their owner's tools keep them.
     """
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    changed = _install(directory, ca_pem, crl_pem, signing_policy, link_names, False)
-    return any([changed, *(_install(directory, *one, True) for one in above)])
+    return write(changes(directory, ca_pem, crl_pem, signing_policy, link_names, above))
 
 
 def install_document(directory, document):
     """The same, of what client.fetch_authority gives."""
+    return write(document_changes(directory, document))
+
+
+def changes(directory, ca_pem, crl_pem, signing_policy, link_names, above=()):
+    """What install would write: {path: (bytes that are there or None, bytes)}. Raises OSError."""
+    found = _changes(directory, ca_pem, crl_pem, signing_policy, link_names, False)
+    for one in above:
+        found.update(_changes(directory, *one, True))
+    return found
+
+
+def document_changes(directory, document):
+    """What install_document would write."""
     *above, own = ([*map(_content, (one["ca"], one.get("crl"))), one["signing_policy"], one["hashes"]]
                    for one in (*document.get("chain", ()), document))  # fmt: skip
-    return install(directory, *own, above=above)
+    return changes(directory, *own, above=above)
+
+
+def write(changed):
+    """Write what changes found, for everybody to read. Returns whether there was anything. Raises OSError."""
+    for path, (_before, content) in changed.items():
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        files.write(path, content, files.PUBLIC)
+    return bool(changed)
 
 
 def signing_policy(subject, conditions):
@@ -40,23 +59,22 @@ def signing_policy(subject, conditions):
     )  # fmt: skip
 
 
-def _install(directory, ca_pem, crl_pem, policy, link_names, keep):
-    changed = False
+def _changes(directory, ca_pem, crl_pem, policy, link_names, keep):
+    found = {}
     for name in link_names:
-        for suffix, content in (("0", ca_pem), ("r0", crl_pem), ("signing_policy", policy.encode())):
+        for suffix, content in (("0", ca_pem), ("r0", crl_pem), ("signing_policy", policy and policy.encode())):
             path = os.path.join(directory, f"{name}.{suffix}")
-            if content is None or (keep and suffix != "0" and os.path.exists(path)) or _holds(path, content):
-                continue
-            files.write(path, content, files.PUBLIC)
-            changed = True
-    return changed
+            before = _read(path)
+            if content is not None and before != content and not (keep and suffix != "0" and before is not None):
+                found[path] = before, content
+    return found
 
 
-def _holds(path, content):
+def _read(path):
     try:
-        return files.read(path) == content
+        return files.read(path)
     except FileNotFoundError:
-        return False
+        return None
 
 
 def _content(text):
