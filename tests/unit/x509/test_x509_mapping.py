@@ -102,7 +102,7 @@ def test_names_are_injective_and_clean():
     seen = {}
     for issuer in (ISSUER, ISSUER + "\0x", ISSUER + "/"):
         for subject in subjects:
-            dn = rule.distinguished_name(issuer, subject)
+            dn = rule.distinguished_name(token(issuer=issuer, subject=subject))
             if subject:
                 parsed = names.parse(dn)
                 assert names.slash(parsed) == dn
@@ -118,13 +118,59 @@ def test_hash_is_what_the_documentation_says():
     assert mapping.identity_hash("https://i", "sub") == expected
 
 
+def test_claims_are_conditions():
+    rule = {**WORKERS, "clients": [], "claims": {"acr": ["mfa", "hardware"], "email_verified": True, "level": 1}}
+    rules = mapping.parse_rules([rule])
+    good = {"acr": "mfa", "email_verified": True, "level": 1}
+    for claims, why in (
+        (good, None),
+        ({**good, "acr": ["password", "hardware"]}, None),
+        ({**good, "more": "x"}, None),
+        ({**good, "acr": "mf"}, "claim acr"),
+        ({**good, "acr": {"mfa": 1}}, "claim acr"),
+        ({**good, "acr": None}, "claim acr"),
+        ({"email_verified": True, "level": 1}, "claim acr"),
+        ({**good, "email_verified": "true"}, "claim email_verified"),
+        ({**good, "email_verified": 1}, "claim email_verified"),
+        ({**good, "level": True}, "claim level"),
+        ({**good, "level": "1"}, "claim level"),
+    ):
+        assert mapping.decide(rules, token(claims=claims), "proxy").why == {"workers": why}
+
+
+def test_claims_in_names():
+    [rule] = mapping.parse_rules([{**PEOPLE, "groups": [], "scopes": [], "dn": "/DC=d/CN={email}:{wlcg.ver} {hash}"}])
+    for claims, why in (
+        ({"email": "a@b.c", "wlcg.ver": "1.0"}, None),
+        ({"email": "a@b.c"}, "claim wlcg.ver, which its name needs"),
+        ({"email": "", "wlcg.ver": "1.0"}, "claim email, which its name needs"),
+        ({"email": ["a@b.c"], "wlcg.ver": "1.0"}, "claim email, which its name needs"),
+    ):
+        assert rule.refusal(token(claims=claims), "eec") == why
+    digest = mapping.identity_hash(ISSUER, "s")
+    named = rule.distinguished_name(token(claims={"email": "m/CN=é@b.c", "wlcg.ver": "1.0"}))
+    assert named == f"/DC=d/CN=m_CN__@b.c:1.0 {digest}"
+    assert rule.distinguished_name(token(claims={})) == f"/DC=d/CN=none:none {digest}"
+
+
+def test_rules_of_proxies():
+    order = {"policy": "limited", "path_length": 1, "vo": "cms", "fqans": ["/cms/uscms/Role=x"], "delegate": True}
+    [rule] = mapping.parse_rules([{**WORKERS, **order, "issuer": "urn:dodas:tier3", "clients": []}])
+    assert (rule.policy, rule.path_length, rule.vo, rule.fqans, rule.delegate) == (
+        "limited", 1, "cms", ("/cms/uscms/Role=x",), True,
+    )  # fmt: skip
+    assert mapping.decide([rule], token(issuer="urn:dodas:tier3"), "proxy").rule is rule
+    [plain] = mapping.parse_rules([WORKERS])
+    assert (plain.policy, plain.path_length, plain.vo, plain.delegate) == ("inherit-all", 0, None, False)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"dn": "/DC=dodas/CN=worker"}, "holds {hash}"),
         ({"dn": "/DC=dodas/CN=x/O={hash}"}, "end with a CN"),
         ({"dn": "/DC={sub}/CN={hash}"}, "no placeholders go elsewhere"),
-        ({"dn": "/DC=dodas/CN={hash}{secret}"}, "placeholders"),
+        ({"dn": "/DC=dodas/CN={hash}{a b}"}, "placeholders"),
         ({"dn": "/DC=dodas/CN=" + "x" * 50 + "{hash}"}, "1 to 64"),
         ({"dn": "dodas"}, "slash"),
         ({"kinds": ["ca"]}, "kind 'ca'"),
@@ -137,6 +183,28 @@ def test_hash_is_what_the_documentation_says():
         ({"group": ["/cms"]}, "unknown key group"),
         ({"groups": "/cms"}, "list of strings"),
         ({"clip_to_token": "yes"}, "clip_to_token"),
+        ({"issuer": "identity.example"}, "issuer must be a URL"),
+        ({"issuer": "urn:dodas:"}, "issuer must be a URL"),
+        ({"issuer": ["https://x"]}, "issuer must be text"),
+        ({"dn": "/DC=dodas/CN={sub}{hash}{email}"}, "both sides"),
+        ({"dn": "/DC=dodas/CN={hash}{hash}"}, "holds {hash} once"),
+        ({"dn": "/DC=dodas/CN={hash} {sub} " + "x" * 43}, "64 letters"),
+        ({"dn": "/DC=dodas/CN={hash} {sub} {email} " + "x" * 40}, "64 letters"),
+        ({"claims": ["x"]}, "claims must be a mapping"),
+        ({"claims": {"acr": []}}, "claims: 'acr'"),
+        ({"claims": {"acr": {"a": "b"}}}, "claims: 'acr'"),
+        ({"claims": {"acr": None}}, "claims: 'acr'"),
+        ({"claims": {7: "x"}}, "claims: 7"),
+        ({"policy": "full"}, "policy 'full'"),
+        ({"path_length": -1}, "path_length"),
+        ({"path_length": True}, "path_length"),
+        ({"vo": "cms/x"}, "name of a VO"),
+        ({"vo": "cms", "fqans": ["/atlas"]}, "'/atlas'"),
+        ({"fqans": ["/cms"]}, "'/cms'"),
+        ({"vo": "cms", "fqans": ["/cms/Role="]}, "/Role="),
+        ({"delegate": "yes"}, "delegate"),
+        ({"kinds": ["eec"], "vo": "cms"}, "vo goes with kind proxy"),
+        ({"kinds": ["eec"], "policy": "limited", "delegate": True}, "policy, delegate goes"),
     ],
 )
 def test_bad_rules_name_the_rule_and_the_key(change, message):

@@ -82,12 +82,19 @@ def parse(dn):
 
 
 def slash(name):
-    """The slash form of an x509.Name, with what is not printable ASCII as ``\\xHH``: as OpenSSL and Globus write it."""
+    """The slash form of an x509.Name as OpenSSL 3 writes it, and grid software with it: ``\\xHH`` for what is not
+    printable ASCII, ``\\`` before slash and plus sign in values, plus signs between parts of one relative name."""
     return "".join(
-        f"/{SHORT.get(oid, oid)}={''.join(chr(b) if 32 <= b <= 126 else f'{chr(92)}x{b:02X}' for b in value)}"
+        "/" + "+".join(f"{SHORT.get(oid, oid)}={''.join(map(_printable, value))}" for oid, _tag, value in rdn)
         for rdn in _attributes(name)
-        for oid, _tag, value in rdn
     )
+
+
+def _printable(byte):
+    text = chr(byte)
+    if not 32 <= byte <= 126:
+        return f"\\x{byte:02X}"
+    return f"\\{text}" if text in "/+" else text
 
 
 def namespace(name):

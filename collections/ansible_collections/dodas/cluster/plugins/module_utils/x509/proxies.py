@@ -17,6 +17,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import (
 )
 
 PROXY_CERT_INFO = "1.3.6.1.5.5.7.1.14"
+VOMS_ATTRIBUTES = "1.3.6.1.4.1.8005.100.100.5"
 POLICIES = {
     "inherit-all": "1.3.6.1.5.5.7.21.1",
     "independent": "1.3.6.1.5.5.7.21.2",
@@ -61,7 +62,11 @@ class ProxyInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """A credential. kind: eec or proxy; identity: the DN of who is behind it; remaining: seconds."""
+    """A credential. kind: eec or proxy; identity: the DN of who is behind it; remaining: seconds.
+
+    info: what the proxy says of itself; path_length: how many proxies may follow, by it and those above, or None;
+    voms: whether it or one above holds attributes of a VO; chain: certificates, as they stand in the file.
+    """
 
     kind: str
     subject: str
@@ -70,6 +75,14 @@ class Inspection:
     not_after: dt.datetime
     remaining: float
     info: ProxyInfo | None
+    path_length: int | None
+    voms: bool
+    chain: tuple
+
+    @property
+    def policy(self):
+        """inherit-all, limited or independent; None where it is no proxy."""
+        return self.info and self.info.policy
 
 
 def proxy_info(certificate):
@@ -80,12 +93,21 @@ def proxy_info(certificate):
     return None
 
 
-def sign(issuer, issuer_key, public_key, lifetime, policy="inherit-all", path_length=None, not_after=None):
+def sign(
+    issuer,
+    issuer_key,
+    public_key,
+    lifetime,
+    policy="inherit-all",
+    path_length=None,
+    not_after=None,
+    extensions=(),
+):
     """A proxy for public_key below the certificate issuer.
 
     lifetime: seconds; the end is clipped to not_after (datetime) and to the issuer's. path_length: how many
-    proxies may follow below. Raises ProxyError where the issuer may not sign such a proxy, csr.RequestError
-    for a weak key.
+    proxies may follow below, fewer where the issuer says so. extensions: more of them, (dotted OID, DER, critical).
+    Raises ProxyError where the issuer may not sign such a proxy, csr.RequestError for a weak key.
     """
     csr.check_public_key(public_key)
     if policy not in POLICIES:
@@ -97,6 +119,9 @@ def sign(issuer, issuer_key, public_key, lifetime, policy="inherit-all", path_le
         raise ProxyError("the issuer is a proxy that may not sign another")
     if parent and parent.policy == "limited" and policy != "limited":
         raise ProxyError("a limited proxy signs only limited ones")
+    if parent and parent.path_length is not None:
+        most = parent.path_length - 1
+        path_length = most if path_length is None else min(path_length, most)
     now = utcnow()
     ends = [now + dt.timedelta(seconds=lifetime), issuer.not_valid_after_utc]
     end = min(ends if not_after is None else [*ends, not_after])
@@ -104,7 +129,7 @@ def sign(issuer, issuer_key, public_key, lifetime, policy="inherit-all", path_le
         raise ProxyError("the issuer or the lifetime asked for has ended")
     serial = secrets.randbits(63) | 1 << 62  # 63 bits are accepted everywhere; 31 collide
     common_name = x509.RelativeDistinguishedName([x509.NameAttribute(NameOID.COMMON_NAME, str(serial))])
-    return (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([*issuer.subject.rdns, common_name]))
         .issuer_name(issuer.subject)
@@ -122,8 +147,12 @@ def sign(issuer, issuer_key, public_key, lifetime, policy="inherit-all", path_le
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False
         )
-        .sign(issuer_key, hashes.SHA256())
     )
+    for oid, value, critical in extensions:
+        if oid.startswith("2.5.29."):  # whose names, usage and constraints are decided here
+            raise ProxyError(f"a proxy takes no extension {oid} from others")
+        builder = builder.add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), critical)
+    return builder.sign(issuer_key, hashes.SHA256())
 
 
 def key_usage(public_key=None, authority=False):
@@ -162,4 +191,17 @@ def inspect(data):
         not_after=end,
         remaining=(end - dt.datetime.now(dt.UTC)).total_seconds(),
         info=infos[0],
+        path_length=_path_length(infos[: len(used) - 1]),
+        voms=any(_holds(certificate, VOMS_ATTRIBUTES) for certificate in used),
+        chain=tuple(chain),
     )
+
+
+def _path_length(infos):
+    """How many proxies may follow the first, whose issuer is the second, and so on."""
+    limits = [info.path_length - above for above, info in enumerate(infos) if info.path_length is not None]
+    return max(0, min(limits)) if limits else None
+
+
+def _holds(certificate, oid):
+    return any(extension.oid.dotted_string == oid for extension in certificate.extensions)
