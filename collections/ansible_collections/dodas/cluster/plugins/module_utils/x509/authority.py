@@ -43,7 +43,7 @@ class Authority:
     """Create with Authority.open or Authority.given. Signing may be done from many threads.
 
     certificate, chain: its own, and those above it with the self-signed root last; namespace: the DN (slash form) below
-    which it signs.
+    which it signs; signing_policy: what Globus wants to read of that.
     """
 
     def __init__(self, kept, certificate, key, chain=(), crls=None, crl_hours=168, namespace=None, directory=None):
@@ -54,9 +54,10 @@ class Authority:
         self._key = key
         self._crls = crls or {}
         self._directory = directory
+        self.signing_policy = cadirectory.signing_policy(self.subject, [f"{self.namespace}/*"])
+        self._names = {names.canonical(one.subject) for one in (certificate, *chain)}
         self._identifier = revocations.key_identifier(certificate)
         self._revocations = revocations.Revocations(kept, certificate, key, crl_hours)
-        self.signing_policy  # noqa: B018 - a name that cannot stand there is found now
 
     @classmethod
     def open(cls, kept, subject, days=365, crl_hours=168, key_type="rsa-2048"):
@@ -140,11 +141,6 @@ class Authority:
         return names.slash(self.certificate.subject)
 
     @property
-    def signing_policy(self):
-        """What Globus wants to read of the names this authority signs."""
-        return cadirectory.signing_policy(self.subject, [f"{self.namespace}/*"])
-
-    @property
     def hashes(self):
         """[hash, old hash] under which OpenSSL looks for it."""
         return names.openssl_hashes(self.certificate.subject)
@@ -170,7 +166,7 @@ class Authority:
         for below, one in zip((self.certificate, *self.chain), self.chain, strict=False):
             crl = self._crls.get(one.subject)
             policy = cadirectory.signing_policy(names.slash(one.subject), [names.slash(below.subject)])
-            crl_pem = crl and files.certificate_pem(crl)
+            crl_pem = None if crl is None else files.certificate_pem(crl)  # an empty list is false
             yield files.certificate_pem(one), crl_pem, policy, names.openssl_hashes(one.subject)
 
     def remaining(self):
@@ -215,7 +211,7 @@ class Authority:
         if list(subject.rdns[: len(self._base)]) != self._base or len(subject.rdns) <= len(self._base):
             raise AuthorityError(f"{names.slash(subject)} is not below {self.namespace}")
         # Compared as relying parties compare, who take no notice of case and spaces.
-        if any(names.canonical(subject) == names.canonical(one.subject) for one in (self.certificate, *self.chain)):
+        if names.canonical(subject) in self._names:
             raise AuthorityError(f"{names.slash(subject)} is the name of the authority or of one above it")
         now = utcnow()
         ends = [now + dt.timedelta(seconds=lifetime), self.not_after]
