@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+
 from ansible.module_utils.basic import AnsibleModule
 
 # Fragment `files` documents it.
@@ -24,3 +27,17 @@ class Module(AnsibleModule):
 
     def _log_invocation(self):
         pass
+
+    def need_cryptography(self):
+        """Fail where the library cryptography is missing or too old, saying where and what to do."""
+        # here, because modules that do not need it would wait for it
+        from ansible_collections.dodas.cluster.plugins.module_utils.x509 import deps
+
+        lacks = deps.MISSING
+        if not lacks and not hasattr(deps.x509.Certificate, "not_valid_after_utc"):
+            lacks = "the one that is there is older than version 42"
+        if lacks:
+            self.fail_json(
+                msg=f"{platform.node()}: {sys.executable} needs the library cryptography, version 42 or newer "
+                f"(package python3-cryptography): {lacks}"
+            )
