@@ -8,8 +8,10 @@ import logging
 import sys
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509.authority import AuthorityError
+from ansible_collections.dodas.cluster.plugins.module_utils.x509.store import StoreError
 from dodas.credentials import config as configuration
-from dodas.credentials import service as services
+from dodas.credentials.server import server as make_server
+from dodas.credentials.service import Service, log
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,12 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
         config = configuration.load(options.config)
         if options.check:
             return 0
-        service = services.Service(config)
-        server = services.server(config, service)
-    except (configuration.ConfigError, AuthorityError, OSError) as error:
+        service = Service(config)
+        server = make_server(config, service)
+    except (configuration.ConfigError, AuthorityError, StoreError, OSError) as error:
         print(f"dodas credentials: {error}", file=sys.stderr)
         return 1
-    services.log.info(
+    log.info(
         "https://%s:%s, CA %s until %s, %s rules",
         config.listen.address,
         config.listen.port,

@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keep the credential of a worker fresh: token, new key, CSR, proxy file; again at half its life.
 
-The configuration (YAML or JSON):
+The configuration (YAML or JSON), for a host of a deployment, which signs its own token:
+
+    join_key_file: /path           # the host's key in base64, mode 0600
+    deployment: tier3
+    host: worker-1
+    delegation: 0123abcd...        # whose proxy; default: one of the host's own name
+
+or for a client of an issuer:
 
     issuer: https://...            # or token_url
     client_id: worker
     client_secret_file: /path
-    audience: https://...          # what the service expects in aud; default: credentials_url
     scope: "..."
+
+and for both:
+
     credentials_url: https://...
+    audience: https://...          # what the service expects in aud; default: credentials_url
     cafile: /path                  # authorities of both web servers; default: the system's
     kind: proxy                    # or eec, host
     lifetime: 43200                # seconds; default: as the service's rule allows
@@ -32,7 +42,7 @@ import sys
 import time
 from pathlib import Path
 
-from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, client, files, proxies
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, client, files, join, proxies, store
 
 RETRY_FIRST = 1.0
 RETRY_MOST = 60.0
@@ -49,10 +59,14 @@ class ConfigError(ValueError):
 class Config:
     """See the module."""
 
-    client_id: str
-    client_secret_file: str
     credentials_url: str
     output: str
+    join_key_file: str | None = None
+    deployment: str | None = None
+    host: str | None = None
+    delegation: str | None = None
+    client_id: str | None = None
+    client_secret_file: str | None = None
     issuer: str | None = None
     token_url: str | None = None
     audience: str | None = None
@@ -87,8 +101,19 @@ class Config:
             expected = int if field.name == "lifetime" else str
             if value is not None and type(value) is not expected:
                 raise ConfigError(f"{path}: {field.name} must be of type {expected.__name__}")
-        if bool(config.issuer) == bool(config.token_url):
-            raise ConfigError(f"{path}: give one of issuer and token_url")
+        if config.join_key_file:
+            needed, others = ("deployment", "host"), ("issuer", "token_url", "client_id", "client_secret_file", "scope")
+        else:
+            needed, others = ("client_id", "client_secret_file"), ("deployment", "host", "delegation")
+            if bool(config.issuer) == bool(config.token_url):
+                raise ConfigError(f"{path}: give one of join_key_file, issuer and token_url")
+        for name in needed:
+            if not getattr(config, name):
+                raise ConfigError(f"{path}: {name} is missing")
+        for name in others:
+            if getattr(config, name):
+                how = "with" if config.join_key_file else "without"
+                raise ConfigError(f"{path}: {name} has no meaning {how} join_key_file")
         return config
 
     def owner_ids(self) -> tuple[int, int] | None:
@@ -104,26 +129,31 @@ class Config:
 
 
 def renew(config: Config) -> None:
-    """Get one credential and write it over the one before. Raises ClientError, OSError."""
+    """Get one credential and write it over the one before. Raises ClientError, StoreError, OSError."""
     web = {"cafile": config.cafile, "timeout": REQUEST_SECONDS}
-    token_url = config.token_url or client.token_endpoint(config.issuer, **web)
     audience = config.audience or config.credentials_url
-    token = client.fetch_token(
-        token_url, config.client_id, config.client_secret_file, audience, config.scope, **web
-    )
-    credential = client.request_credential(config.credentials_url, token, config.kind, config.lifetime, **web)
+    token = make_token = None
+    if config.join_key_file:
+        key = store.read_keys(config.join_key_file)[0]
+
+        def make_token(request):
+            return join.make(key, config.deployment, config.host, audience, request)
+
+    else:
+        token_url = config.token_url or client.token_endpoint(config.issuer, **web)
+        token = client.fetch_token(
+            token_url, config.client_id, config.client_secret_file, audience, config.scope, **web
+        )
+    credential = client.request_credential(
+        config.credentials_url, token, config.kind, config.lifetime, delegation=config.delegation,
+        make_token=make_token, **web,
+    )  # fmt: skip
     if config.ca_output or config.ca_directory:
         online = client.fetch_authority(config.credentials_url, **web)
         if config.ca_output:
-            _write_if_new(config.ca_output, online["ca"].encode())
+            _write_if_new(config.ca_output, "".join(one["ca"] for one in (online, *online["chain"])).encode())
         if config.ca_directory:
-            authority.install(
-                config.ca_directory,
-                online["ca"].encode(),
-                online["crl"].encode(),
-                online["signing_policy"],
-                online["hashes"],
-            )
+            authority.install_document(config.ca_directory, online)
     files.write(config.output, credential.pem(), owner=config.owner_ids())
 
 
@@ -171,7 +201,7 @@ def keep(config: Config, once: bool = False, deadline: float = float("inf")) -> 
                 retry = RETRY_FIRST
                 held = inspect(config)
                 log.info("%s holds %s for %d s", config.output, held.subject, held.remaining)
-            except (client.ClientError, OSError, ValueError) as error:
+            except (client.ClientError, store.StoreError, OSError, ValueError) as error:
                 pause = retry * random.uniform(0.5, 1.5)
                 retry = min(2 * retry, RETRY_MOST)
                 if time.monotonic() + pause > end:
@@ -216,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.check:
             return check(config, options.min_seconds)
         keep(config, options.once, options.deadline if options.once else float("inf"))
-    except (ConfigError, client.ClientError, OSError, ValueError) as error:
+    except (ConfigError, client.ClientError, store.StoreError, OSError, ValueError) as error:
         print(f"dodas renew: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

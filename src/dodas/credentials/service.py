@@ -1,107 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The credentials service: a verified token and a CSR in, an X.509 certificate or proxy out.
-
-POST /v1/credentials   GET /v1/authority   GET /v1/authority/ca.pem   GET /health   GET /metrics
-"""
+"""The credentials service without its web server: a verified token and a CSR in, an X.509 certificate or proxy out."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import base64
+import binascii
 import dataclasses
 import datetime as dt
-import json
+import hmac
 import logging
-import time
 from pathlib import Path
-
-import uvicorn
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, exposition
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import (
     authority,
+    client,
     csr,
     files,
+    join,
     mapping,
     names,
     proxies,
+    store,
     tokens,
+    voms,
 )
+from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import InvalidSignature, x509
 from dodas.credentials.audit import Audit
 from dodas.credentials.config import Config
+from dodas.credentials.delegations import Delegations
+from dodas.credentials.metrics import Metrics
+from dodas.credentials.refusal import Refusal
 from dodas.credentials.robots import Robots
 
-MAX_BODY = 32 * 1024
-BODY_SECONDS = 10
-IDLE_SECONDS = 10
-HOUSEKEEPING_SECONDS = 60
-MAX_CONNECTIONS = 512
+# A token of a host that stands for no certificate request: for keys that the service makes.
+NO_REQUEST = ""
 
 log = logging.getLogger("dodas.credentials")
 
 
-class Refusal(Exception):
-    """An answer that is not 201. error: a code of RFC 6750 or of ours; reason: the finer code."""
-
-    def __init__(self, status: int, error: str, reason: str, message: str, **more):
-        super().__init__(message)
-        self.status, self.error, self.reason, self.more = status, error, reason, more
-
-    def response(self) -> JSONResponse:
-        """The JSON answer, with the challenge where RFC 6750 wants one."""
-        headers = {}
-        if self.status == 401 or self.error == "insufficient_scope":
-            challenge = 'Bearer realm="dodas"'
-            if self.reason != "no_token":
-                challenge += f', error="{self.error}", error_description="{self.reason}"'
-            headers["WWW-Authenticate"] = challenge
-        if self.status == 503:
-            headers["Retry-After"] = str(tokens.KEYS_COOLDOWN)
-        body = {"error": self.error, "reason": self.reason, "message": str(self), **self.more}
-        return JSONResponse(body, self.status, headers)
-
-
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What a client asks for. lifetime: seconds, or None for as long as the rule allows."""
+    """What a client asks for. lifetime: seconds, or None for as long as the rule allows; policy: of a proxy, or None
+    for the rule's; delegation: whose proxy, for hosts of the deployment.
+    """
 
     csr: bytes
-    kind: str
-    lifetime: int | None
+    kind: str = "proxy"
+    lifetime: int | None = None
+    policy: str | None = None
+    delegation: str | None = None
 
 
 class Service:
-    """The service without its web server. Raises AuthorityError, OSError where its state cannot be used."""
+    """Raises AuthorityError, StoreError, OSError where its state cannot be used."""
 
     def __init__(self, config: Config):
         state = Path(config.state_dir)
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.config = config
         self.rules = config.parsed_rules()
+        self.store = config.open_store()
+        self.authority = _authority(config, self.store)
+        for rule in self.rules:
+            if not rule.dn.startswith(self.authority.namespace + "/"):
+                problem = f"rule {rule.name!r}: dn is not below {self.authority.namespace}"
+                raise authority.AuthorityError(problem)
         self.verifier = tokens.Verifier(config.token_issuers())
-        self.authority = authority.Authority.open(
-            state / "authority", config.ca_subject, config.authority.lifetime_days, config.crl_hours
-        )
-        self.robots = Robots(state / "robots", self.authority)
+        self.joins = None
+        if config.join:
+            secret = store.read_keys(config.join.secret_file)[0]
+            self.joins = join.Verifier(config.deployment, secret, config.join.audience)
+            self._join_secret = secret
+        self.voms = voms.Attributes(config.voms)
+        self.robots = Robots(self.store, self.authority)
+        self.delegations = Delegations(config, self.store, self.authority, self.verifier)
         self.audit = Audit(state / "audit.log")
         self.metrics = Metrics(self)
 
-    def authenticate(self, headers: list[str], client: str) -> tokens.Token:
-        """The token of a request's Authorization headers. Raises Refusal."""
+    # Who asks.
+
+    def authenticate(self, headers: list[str], peer: str) -> tokens.Token:
+        """The token of a request's Authorization headers: of an issuer, or of a host. Raises Refusal."""
         try:
             if not headers:
                 raise Refusal(401, "invalid_token", "no_token", "an access token is needed")
             scheme, _, text = headers[0].partition(" ")
-            if len(headers) > 1 or scheme.lower() != "bearer":
+            if len(headers) > 1 or scheme.lower() not in ("bearer", "basic"):
                 raise Refusal(401, "invalid_token", "scheme", "one Authorization: Bearer is needed")
+            text = text.strip()
+            if scheme.lower() == "basic":
+                return self._basic(text)
+            verifier = self.joins if self.joins and self.joins.claims(text) else self.verifier
             try:
-                return self.verifier.verify(text.strip())
+                return verifier.verify(text)
             except tokens.KeysUnavailable as error:
                 raise Refusal(503, "temporarily_unavailable", error.reason, str(error)) from None
             except tokens.TokenError as error:
@@ -109,64 +100,184 @@ class Service:
                 status, code = (403, error.reason) if lacks_scope else (401, "invalid_token")
                 raise Refusal(status, code, error.reason, str(error)) from None
         except Refusal as refusal:
-            self.audit.write_unverified(refusal.reason, client=client)
+            self.audit.write_unverified(refusal.reason, client=peer)
             raise
 
-    def issue(self, token: tokens.Token, order: Order, client: str) -> dict:
-        """Decide, sign and record; the fields of the answer. Raises Refusal."""
-        record = {
-            "client": client,
-            "iss": token.issuer,
-            "sub": token.subject,
-            "client_id": token.client,
-            "kind": order.kind,
-        }
+    def _basic(self, text: str) -> tokens.Token:
+        """A host by its name and its key, as clients that can sign nothing send them."""
+        refusal = Refusal(401, "invalid_token", "host_key", "no host of this deployment, or not its key")
+        if self.joins is None:
+            raise refusal
         try:
+            host, _, password = base64.b64decode(text, validate=True).decode().partition(":")
+            key = base64.b64encode(join.derive(self._join_secret, host)).decode()
+        except (ValueError, binascii.Error):
+            raise refusal from None
+        if not hmac.compare_digest(key.encode(), password.encode()):
+            raise refusal
+        return tokens.Token(issuer=self.joins.issuer, subject=host, client=None, scopes=(join.SCOPE,), groups=(),
+                            issued=0, expires=float("inf"), claims={"csr": NO_REQUEST})  # fmt: skip
+
+    def is_host(self, token: tokens.Token) -> bool:
+        """Whether a host of the deployment asks."""
+        return self.joins is not None and token.issuer == self.joins.issuer
+
+    # What they get.
+
+    def issue(self, token: tokens.Token, order: Order, peer: str) -> dict:
+        """Decide, sign and record; the fields of the answer. Raises Refusal, StoreError."""
+        if self.is_host(token) and token.claims.get("csr") != join.digest(order.csr):
+            self.audit.write_unverified("other_request", client=peer)
+            raise Refusal(403, "access_denied", "other_request", "the host's token is not for this certificate request")
+        with self._recorded("issued", token, peer, kind=order.kind) as record:
             key = csr.public_key(order.csr)
-            decision = mapping.decide(self.rules, token, order.kind)
-            if decision.rule is None:
-                raise Refusal(403, "access_denied", "no_rule", "no rule allows this", rules=decision.why)
-            rule = decision.rule
-            lifetime = min(order.lifetime or rule.lifetime, rule.lifetime)
-            token_end = dt.datetime.fromtimestamp(int(token.expires), dt.UTC) if rule.clip_to_token else None
-            certificate, chain = self._sign(order.kind, key, rule, decision.dn, lifetime, token_end)
-        except csr.RequestError as error:
-            self.audit.write("refused", reason="bad_csr", **record)
-            raise Refusal(400, "invalid_request", "bad_csr", str(error)) from None
-        except (authority.AuthorityError, proxies.ProxyError) as error:
-            self.audit.write("refused", reason="cannot_sign", **record)
-            raise Refusal(403, "access_denied", "cannot_sign", str(error)) from None
-        except Refusal as refusal:
-            self.audit.write("refused", reason=refusal.reason, **refusal.more, **record)
-            raise
-        issued = {
-            "subject": names.slash(certificate.subject),
-            "not_after": certificate.not_valid_after_utc.isoformat(),
-            "serial": str(certificate.serial_number),
-        }
-        self.audit.write("issued", rule=rule.name, dn=decision.dn, **record, **issued)
+            certificate, chain, more = self._sign(token, key, order)
+            record.update(more, **_described(certificate))
         return {
             "certificate": files.certificate_pem(certificate).decode(),
             "chain": b"".join(map(files.certificate_pem, chain)).decode(),
             "kind": order.kind,
-            **issued,
+            **_described(certificate),
+            **({"vo": more["vo"]} if "vo" in more else {}),
         }
 
-    def _sign(self, kind, key, rule, dn, lifetime, not_after):
-        if kind == "proxy":
-            robot, robot_key = self.robots.get(dn, rule.lifetime)
-            return proxies.sign(robot, robot_key, key, lifetime, path_length=0, not_after=not_after), [robot]
-        if kind == "host":
+    def make(self, token: tokens.Token, kind: str, lifetime: int | None, peer: str, delegation: str | None = None):
+        """A client.Credential whose key is made here, for those who cannot make one. Raises Refusal, StoreError."""
+        with self._recorded("issued", token, peer, kind=kind) as record:
+            key = csr.make_key()
+            order = Order(b"", kind, lifetime, None, delegation)
+            certificate, chain, more = self._sign(token, key.public_key(), order)
+            record.update(more, **_described(certificate))
+        return client.Credential(certificate, key, tuple(chain))
+
+    def _sign(self, token, key, order: Order):
+        """(certificate, chain below the root, fields for the record)."""
+        if order.delegation is not None:
+            if order.kind != "proxy" or not self.is_host(token):
+                raise Refusal(403, "access_denied", "no_delegation", "hosts get proxies of delegations, others nothing")
+            found, rule, certificate, chain = self.delegations.sign(order.delegation, key, order.lifetime)
+            more = {"rule": rule.name, "dn": found.dn, "delegation": found.id}
+            return certificate, [*chain, *self.authority.between], more
+        decision = mapping.decide(self.rules, token, order.kind)
+        if decision.rule is None:
+            raise Refusal(403, "access_denied", "no_rule", "no rule allows this", rules=decision.why)
+        rule = decision.rule
+        lifetime = min(order.lifetime or rule.lifetime, rule.lifetime)
+        token_end = dt.datetime.fromtimestamp(int(token.expires), dt.UTC) if rule.clip_to_token else None
+        more = {"rule": rule.name, "dn": decision.dn}
+        if order.kind == "proxy":
+            policy = _policy(order.policy, rule.policy)
+            robot, robot_key = self.robots.get(decision.dn, rule.lifetime)
+            extensions = self._attributes(robot, robot_key, rule, more)
+            certificate = proxies.sign(
+                robot, robot_key, key, lifetime, policy=policy, path_length=rule.path_length,
+                not_after=token_end, extensions=extensions,
+            )  # fmt: skip
+            return certificate, [robot, *self.authority.between], more
+        if order.policy:
+            raise Refusal(400, "invalid_request", "bad_request", "only proxies have a policy")
+        if order.kind == "host":
             certificate = self.authority.issue_host(
-                key, dn, rule.dns_names, days=lifetime / 86400, subject=dn, not_after=not_after
+                key, decision.dn, rule.dns_names, days=lifetime / 86400, subject=decision.dn, not_after=token_end
             )
-            return certificate, []
-        return self.authority.issue_eec(key, dn, lifetime, not_after), []
+        else:
+            certificate = self.authority.issue_eec(key, decision.dn, lifetime, token_end)
+        return certificate, list(self.authority.between), more
+
+    def _attributes(self, robot, robot_key, rule, more: dict) -> list:
+        """The VOMS attributes of a rule's VO, as extensions."""
+        if not rule.vo:
+            return []
+        try:
+            found = self.voms.get(robot, robot_key, rule.vo, rule.fqans, rule.lifetime, chain=self.authority.between)
+        except voms.VomsError as error:
+            raise Refusal(503, "temporarily_unavailable", "voms", f"no attributes of {rule.vo}: {error}") from None
+        more["vo"] = rule.vo
+        return [found]
+
+    def delegate(self, token: tokens.Token, text: str, peer: str) -> dict:
+        """Take a person's token for good; see delegations. Raises Refusal, StoreError."""
+        if self.is_host(token):
+            raise Refusal(403, "access_denied", "no_rule", "hosts have nothing to delegate")
+        with self._recorded("delegated", token, peer, kind="delegation") as record:
+            made = self.delegations.create(token, text)
+            record.update(dn=made.dn, rule=made.rule, **_described(made.certificate))
+        return made.public()
+
+    def delegations_of(self, token: tokens.Token) -> list[dict]:
+        """One's own; hosts see all ids."""
+        host = self.is_host(token)
+        found = [one for one in self.delegations.list() if host or (one.issuer, one.subject) == _who(token)]
+        return [one.public() for one in found]
+
+    def undelegate(self, token: tokens.Token, number: str, peer: str) -> None:
+        """Forget one's own delegation. Raises Refusal, StoreError."""
+        found = self.delegations.get(number)
+        if found is None or ((found.issuer, found.subject) != _who(token) and not self.is_admin(token)):
+            raise Refusal(404, "not_found", "no_delegation", "you have no such delegation")
+        with self._recorded("undelegated", token, peer, kind="delegation") as record:
+            record["dn"] = found.dn
+            self.delegations.remove(number)
+
+    def is_admin(self, token: tokens.Token) -> bool:
+        """Whether the token is of somebody who may revoke everything."""
+        return any(token.issuer == one.issuer and set(one.groups) & set(token.groups) for one in self.config.admins)
+
+    def revoke(
+        self, token: tokens.Token, serial: int | None, pem: bytes | None, peer: str, owned: bool = False
+    ) -> dict:
+        """Put a certificate on the revocation list: one's own by showing it, any by its number for administrators.
+
+        For a proxy the certificate that signed it is revoked: proxies are on no list. owned: the caller knows that
+        the serial number is the token's. Raises Refusal, StoreError.
+        """
+        with self._recorded("revoked", token, peer, kind="revocation") as record:
+            subject = None
+            if pem is not None:
+                certificate = self._ours(pem)
+                serial, subject = certificate.serial_number, names.slash(certificate.subject)
+                mine = {rule.distinguished_name(token) for rule in self.rules if rule.issuer == token.issuer}
+                owned = subject in mine
+            if serial is None:
+                raise Refusal(400, "invalid_request", "bad_request", "name a certificate or a serial number")
+            if not owned and not self.is_admin(token):
+                raise Refusal(403, "access_denied", "not_yours", "the certificate is not yours")
+            self.authority.revoke(serial)
+            record.update(serial=str(serial), dn=subject)
+        return {"serial": str(serial), "subject": subject}
+
+    def _ours(self, pem: bytes):
+        """The end-entity certificate in a PEM file, if this authority signed it."""
+        try:
+            chain = x509.load_pem_x509_certificates(pem)
+            certificate = next(one for one in chain if proxies.proxy_info(one) is None)
+            certificate.verify_directly_issued_by(self.authority.certificate)
+        except (ValueError, TypeError, StopIteration, InvalidSignature):
+            raise Refusal(400, "invalid_request", "bad_certificate", "no certificate of this authority") from None
+        return certificate
+
+    def explain(self, token: tokens.Token) -> dict:
+        """What a token would give, kind by kind, and why not."""
+        kinds = {}
+        for kind in mapping.KINDS:
+            decision = mapping.decide(self.rules, token, kind)
+            kinds[kind] = {"rule": decision.rule and decision.rule.name, "dn": decision.dn, "why": decision.why}
+        return {
+            "issuer": token.issuer, "subject": token.subject, "client": token.client, "scopes": list(token.scopes),
+            "groups": list(token.groups), "expires": int(token.expires) if token.expires < 2**40 else None,
+            "kinds": kinds,
+        }  # fmt: skip
+
+    def _recorded(self, decision: str, token: tokens.Token, peer: str, **what):
+        return _Recorded(self.audit, decision, token, peer, what)
+
+    # How it is.
 
     def health(self) -> tuple[bool, dict]:
         """(whether what is served lasts, the figures): the CA must outlive the longest certificate."""
         ca, crl = self.authority.remaining(), self.authority.crl_remaining()
-        problems = []
+        kept = self.delegations.health()
+        problems = [kept["problem"]] if kept["problem"] else []
         if ca < max(rule.lifetime for rule in self.rules):
             problems.append("the CA ends before the certificates that it would sign")
         if crl < self.config.crl_hours * 3600 / 4:
@@ -175,224 +286,73 @@ class Service:
             "status": "; ".join(problems) or "ok",
             "ca_remaining_seconds": round(ca),
             "crl_remaining_seconds": round(crl),
+            "delegations": kept["delegations"],
             "issuers": self.verifier.status(),
         }
 
-    async def housekeep(self) -> None:
-        """Keep the revocation list and the issuers' keys fresh, until cancelled."""
-        while True:
-            for task in (self.authority.refresh_crl, self.verifier.refresh):
-                try:
-                    await run_in_threadpool(task)
-                except Exception:
-                    log.exception("housekeeping failed, next try in %s s", HOUSEKEEPING_SECONDS)
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+    def housekeep(self) -> None:
+        """Keep the revocation list and the issuers' keys fresh: to be called about once a minute."""
+        self.authority.refresh_crl()
+        self.verifier.refresh()
 
 
-class Metrics:
-    """What /metrics shows."""
+class _Recorded:
+    """A line in the audit log for what is done inside, or why it is refused."""
 
-    def __init__(self, service: Service):
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "dodas_credentials_requests_total",
-            "Requests for credentials by kind and outcome",
-            ("kind", "outcome"),
-            registry=self.registry,
+    def __init__(self, audit: Audit, decision: str, token: tokens.Token, peer: str, what: dict):
+        self._audit, self._decision = audit, decision
+        self._record = {"client": peer, "iss": token.issuer, "sub": token.subject, "client_id": token.client, **what}
+
+    def __enter__(self) -> dict:
+        return self._record
+
+    def __exit__(self, _kind, error, _trace):
+        if error is None:
+            self._audit.write(self._decision, **self._record)
+            return
+        refusal = error
+        if isinstance(error, csr.RequestError):
+            refusal = Refusal(400, "invalid_request", "bad_csr", str(error))
+        elif isinstance(error, (authority.AuthorityError, proxies.ProxyError)):
+            refusal = Refusal(403, "access_denied", "cannot_sign", str(error))
+        if isinstance(refusal, Refusal):
+            self._audit.write("refused", reason=refusal.reason, **refusal.more, **self._record)
+            if refusal is not error:
+                raise refusal from None
+
+
+def _who(token: tokens.Token) -> tuple[str, str]:
+    return token.issuer, token.subject
+
+
+def _described(certificate) -> dict:
+    return {
+        "subject": names.slash(certificate.subject),
+        "not_after": certificate.not_valid_after_utc.isoformat(),
+        "serial": str(certificate.serial_number),
+    }
+
+
+def _policy(asked: str | None, allowed: str) -> str:
+    """The policy of a proxy: what the rule says, or a limited one where somebody wants less."""
+    if asked in (None, allowed):
+        return allowed
+    if asked == "limited" and allowed == "inherit-all":
+        return asked
+    raise Refusal(403, "access_denied", "policy", f"the rule allows proxies of policy {allowed}")
+
+
+def _authority(config: Config, kept: store.Sealed) -> authority.Authority:
+    section = config.authority
+    if not section.certfile:
+        return authority.Authority.open(
+            kept, config.ca_subject, section.lifetime_days, config.crl_hours, key_type=section.key_type
         )
-        self.seconds = Histogram(
-            "dodas_credentials_request_seconds",
-            "Time to answer a request for a credential",
-            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5),
-            registry=self.registry,
-        )
-        gauges = {
-            "dodas_credentials_ca_remaining_seconds": ("Until the CA ends", service.authority.remaining),
-            "dodas_credentials_crl_remaining_seconds": (
-                "Until the revocation list ends",
-                service.authority.crl_remaining,
-            ),
-        }
-        for name, (text, function) in gauges.items():
-            Gauge(name, text, registry=self.registry).set_function(function)
-        age = Gauge(
-            "dodas_credentials_jwks_age_seconds",
-            "Since the keys of an issuer were fetched; NaN: never",
-            ("issuer",),
-            registry=self.registry,
-        )
-        for issuer in service.verifier.status():
-            age.labels(issuer).set_function(lambda issuer=issuer: _age(service.verifier.status()[issuer]))
-
-
-def _age(status: dict) -> float:
-    return float("nan") if status["jwks_age"] is None else status["jwks_age"]
-
-
-async def _body(request: Request) -> bytes:
-    """The body, bounded in size and time."""
-    body = bytearray()
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY:
-                    raise Refusal(413, "invalid_request", "too_large", "the body is larger than 32 KiB")
-    except TimeoutError:
-        raise Refusal(408, "invalid_request", "too_slow", "the body took too long") from None
-    return bytes(body)
-
-
-def _order(media_type: str, query, body: bytes) -> Order:
-    """What the body asks for. Raises Refusal."""
-
-    def refuse(message: str) -> Refusal:
-        return Refusal(400, "invalid_request", "bad_request", message)
-
-    media_type = media_type.partition(";")[0].strip().lower()
-    if media_type == "application/pkcs10":
-        fields = {"csr": body.decode("latin-1"), "kind": query.get("kind", "proxy")}
-        if "lifetime" in query:
-            if not query["lifetime"].isascii() or not query["lifetime"].isdigit():
-                raise refuse("lifetime must be whole seconds")
-            fields["lifetime"] = int(query["lifetime"][:12])
-    elif media_type == "application/json":
-        try:
-            fields = json.loads(body)
-        except (ValueError, RecursionError):
-            raise refuse("the body is not JSON") from None
-    else:
-        raise Refusal(415, "invalid_request", "media_type", "send application/json or application/pkcs10")
-    if not isinstance(fields, dict) or set(fields) - {"csr", "kind", "lifetime"}:
-        raise refuse("the body must be an object of csr, kind and lifetime")
-    request, kind, lifetime = fields.get("csr"), fields.get("kind", "proxy"), fields.get("lifetime")
-    if not isinstance(request, str):
-        raise refuse("csr must be text in PEM")
-    if kind not in mapping.KINDS:
-        raise refuse(f"kind must be one of {', '.join(mapping.KINDS)}")
-    if lifetime is not None and (type(lifetime) is not int or not 0 < lifetime < 10**12):
-        raise refuse("lifetime must be whole seconds, more than 0")
-    return Order(request.encode("latin-1", "replace"), kind, lifetime)
-
-
-def application(service: Service) -> Starlette:
-    """The ASGI application."""
-
-    async def credentials(request: Request) -> Response:
-        started, kind, outcome = time.perf_counter(), "unknown", "error"
-        client = request.client.host if request.client else "unknown"
-        try:
-            # First the token, so that strangers cannot make us read bodies.
-            headers = request.headers.getlist("authorization")
-            token = await run_in_threadpool(service.authenticate, headers, client)
-            media_type = request.headers.get("content-type", "")
-            order = _order(media_type, request.query_params, await _body(request))
-            kind = order.kind
-            answer = await run_in_threadpool(service.issue, token, order, client)
-            outcome = "issued"
-            return JSONResponse(answer, 201, {"Cache-Control": "no-store"})
-        except Refusal as refusal:
-            outcome = refusal.reason
-            return refusal.response()
-        except ClientDisconnect:
-            outcome = "disconnected"
-            return Response(status_code=400)
-        finally:
-            service.metrics.requests.labels(kind, outcome).inc()
-            service.metrics.seconds.observe(time.perf_counter() - started)
-
-    async def show_authority(_request: Request) -> Response:
-        ca = service.authority
-        return JSONResponse(
-            {
-                "ca": ca.ca_pem.decode(),
-                "crl": ca.crl_pem.decode(),
-                "signing_policy": ca.signing_policy,
-                "hashes": ca.hashes,
-            }
-        )
-
-    async def ca_pem(_request: Request) -> Response:
-        return Response(service.authority.ca_pem, media_type="application/x-pem-file")
-
-    async def health(_request: Request) -> Response:
-        good, figures = service.health()
-        return JSONResponse(figures, 200 if good else 503)
-
-    async def metrics(_request: Request) -> Response:
-        return PlainTextResponse(
-            exposition.generate_latest(service.metrics.registry), media_type=exposition.CONTENT_TYPE_LATEST
-        )
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_app: Starlette):
-        housekeeping = asyncio.create_task(service.housekeep())
-        try:
-            yield
-        finally:
-            housekeeping.cancel()
-
-    routes = [
-        Route("/v1/credentials", credentials, methods=["POST"]),
-        Route("/v1/authority", show_authority),
-        Route("/v1/authority/ca.pem", ca_pem),
-        Route("/health", health),
-        Route("/metrics", metrics),
-    ]
-    return Starlette(routes=routes, lifespan=lifespan)
-
-
-class Protocol(H11Protocol):
-    """HTTP/1.1 that hangs up on a connection which starts no request in time; uvicorn waits for ever."""
-
-    _idle: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport):
-        super().connection_made(transport)
-        self._watch()
-
-    def on_response_complete(self):
-        super().on_response_complete()
-        self._watch()
-
-    def connection_lost(self, exc):
-        super().connection_lost(exc)
-        if self._idle:
-            self._idle.cancel()
-
-    def _watch(self):
-        if self._idle:
-            self._idle.cancel()
-        self._idle = self.loop.call_later(IDLE_SECONDS, self._hang_up)
-
-    def _hang_up(self):
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-
-
-def server(config: Config, service: Service) -> uvicorn.Server:
-    """The web server, ready to run. Raises OSError for its certificate."""
-    listen = config.listen
-    settings = uvicorn.Config(
-        application(service),
-        host=listen.address,
-        port=listen.port,
-        ssl_certfile=str(listen.certfile),
-        ssl_keyfile=str(listen.keyfile),
-        http=Protocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=5,
-    )
-    try:
-        settings.load()
+        certificate, key = section.certfile.read_bytes(), files.read_private(section.keyfile)
+        chain = section.chainfile.read_bytes() if section.chainfile else b""
     except OSError as error:
-        raise OSError(f"TLS with {listen.certfile} and {listen.keyfile}: {error}") from error
-    return uvicorn.Server(settings)
+        raise authority.AuthorityError(f"the site's CA cannot be read: {error}") from error
+    return authority.Authority.given(
+        kept, certificate, key, chain, crl_hours=config.crl_hours, namespace=section.namespace
+    )

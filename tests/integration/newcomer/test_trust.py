@@ -103,10 +103,10 @@ def provider_key(e2e):
 
 
 def token(key, **changes):
-    """A token of the provider for a worker, but for `changes`."""
+    """A token of the provider for its user, but for `changes`."""
     now = int(time.time())
-    claims = {"iss": ISSUER, "sub": "worker", "client_id": "worker", "aud": AUDIENCE, "iat": now, "exp": now + 300,
-              "jti": "one", "scope": "compute.read"}  # fmt: skip
+    claims = {"iss": ISSUER, "sub": "physicist", "client_id": "dodas", "aud": AUDIENCE, "iat": now, "exp": now + 300,
+              "jti": "one", "scope": "openid wlcg.groups", "wlcg.groups": ["/dodas"]}  # fmt: skip
     header = {"alg": "RS256", "kid": key.kid, "typ": "at+jwt"}
     return jwt.encode(header, {**claims, **changes}, key)
 

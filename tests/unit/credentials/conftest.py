@@ -21,6 +21,7 @@ from joserfc.jwk import RSAKey
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, csr, files, tokens
 from dodas.credentials import config as configuration
+from dodas.credentials import server as servers
 from dodas.credentials import service as services
 
 SECRET = "s3cret+of/the:worker"
@@ -190,6 +191,7 @@ def provider(pki):
 def configured(pki, provider, tmp_path):
     """The configuration as a mapping."""
     rule = {"issuer": provider.issuer, "lifetime": 3600}
+    files.write(tmp_path / "state.key", base64.b64encode(bytes(32)))
     return {
         "deployment": "tier3",
         "listen": {
@@ -199,6 +201,7 @@ def configured(pki, provider, tmp_path):
             "keyfile": str(pki / "host.pem"),
         },
         "state_dir": str(tmp_path / "state"),
+        "state_key_file": str(tmp_path / "state.key"),
         "issuers": [
             {
                 "issuer": provider.issuer,
@@ -244,7 +247,7 @@ def start(pki, configured, tmp_path):
         path.write_text(yaml.safe_dump(configured))
         config = configuration.load(path)
         service = services.Service(config)
-        server = services.server(config, service)
+        server = servers.server(config, service)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         deadline = time.monotonic() + 20

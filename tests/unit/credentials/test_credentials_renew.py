@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import base64
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import types
 
 import pytest
 
-from ansible_collections.dodas.cluster.plugins.module_utils.x509 import client, files, proxies, web
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import client, files, join, proxies, web
 from dodas.credentials import renew
 
 SECRET = "s3cret+of/the:worker"  # what the stand-in provider knows
@@ -73,6 +74,26 @@ def test_once_and_check(settings, save, start, tmp_path, openssl_accepts):
     content = proxy.read_bytes()
     assert run(save(), "--once").returncode == 0
     assert proxy.read_bytes() == content  # it holds one that lasts
+
+
+def test_a_host_signs_its_own_token(settings, save, configured, start, tmp_path):
+    secret = bytes(range(32))
+    files.write(tmp_path / "join.key", base64.b64encode(secret))
+    files.write(tmp_path / "join_key", base64.b64encode(join.derive(secret, "worker-1")))
+    url = settings["credentials_url"]
+    configured["join"] = {"secret_file": str(tmp_path / "join.key"), "audience": url}
+    rule = {"issuer": "urn:dodas:tier3", "dn": "/DC=dodas/O=tier3/OU=workers/CN={sub} {hash}", "lifetime": 3600}
+    configured["rules"].insert(0, {"name": "joined", "kinds": ["proxy"], **rule})
+    start()
+    for name in ("issuer", "client_id", "client_secret_file", "scope"):
+        del settings[name]
+    settings.update(join_key_file=str(tmp_path / "join_key"), deployment="tier3", host="worker-1")
+    result = run(save(), "--once")
+    assert result.returncode == 0, result.stderr
+    assert "/OU=workers/CN=worker-1 " in run(save(), "--check").stdout
+    (tmp_path / "proxy.pem").unlink()
+    result = run(save(host="worker-2"), "--once", "--deadline", "1")
+    assert result.returncode == 1 and "invalid_token, signature" in result.stderr
 
 
 def test_once_waits_for_the_service(settings, save, start, tmp_path):
@@ -219,8 +240,15 @@ def ca_credential(tmp_path, request_key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"token_url": "https://x"}, "one of issuer and token_url"),
-        ({"issuer": None}, "one of issuer and token_url"),
+        ({"token_url": "https://x"}, "one of join_key_file, issuer and token_url"),
+        ({"issuer": None}, "one of join_key_file, issuer and token_url"),
+        ({"join_key_file": "/etc/dodas/worker/join_key"}, "deployment is missing"),
+        (
+            {"join_key_file": "/x", "deployment": "tier3", "host": "worker-1"},
+            "issuer has no meaning with join_key_file",
+        ),
+        ({"delegation": "0123"}, "delegation has no meaning without join_key_file"),
+        ({"client_id": None}, "client_id is missing"),
         ({"lifetime": "12h"}, "lifetime must be of type int"),
         ({"colour": "blue"}, "colour"),
         ({"owner": "nobody-of-this-name"}, "nobody-of-this-name"),
@@ -248,7 +276,7 @@ def test_urls_must_be_secure(provider, pki):
 
 def test_a_certificate_for_another_key_is_refused(running, provider, monkeypatch, request_pem):
     answer = running.post(provider.token(), request_pem)[2]
-    monkeypatch.setattr(client.web, "fetch_json", lambda *_args, **_options: answer)
+    monkeypatch.setattr(web, "fetch_json", lambda *_args, **_options: answer)
     with pytest.raises(client.ClientError, match="another key"):
         client.request_credential(running.url, "token")
 

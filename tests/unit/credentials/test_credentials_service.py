@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, names, proxies
+from dodas.credentials import app, server
 from dodas.credentials import config as configuration
-from dodas.credentials import service as services
 
 
 def audit(running):
@@ -30,12 +30,12 @@ def load(answer):
     return x509.load_pem_x509_certificate(answer["certificate"].encode())
 
 
-def test_proxy(running, provider, request_key, request_pem, openssl_accepts, configured):
+def test_proxy(running, provider, request_key, request_pem, openssl_accepts, tmp_path):
     status, headers, answer = running.post(provider.token(), request_pem)
     assert (status, headers["Cache-Control"]) == (201, "no-store")
     assert set(answer) == {"certificate", "chain", "kind", "subject", "not_after", "serial"}
-    directory = Path(configured["state_dir"]) / "authority" / "certificates"
-    assert openssl_accepts(answer["certificate"] + answer["chain"], directory)
+    running.service.authority.install(tmp_path / "certificates")
+    assert openssl_accepts(answer["certificate"] + answer["chain"], tmp_path / "certificates")
     proxy = load(answer)
     assert proxy.public_key() == request_key.public_key()
     assert proxies.proxy_info(proxy) == proxies.ProxyInfo("inherit-all", 0)
@@ -169,8 +169,8 @@ def raw(running, data):
 
 
 def test_slow_clients_are_hung_up_on(monkeypatch, start, provider):
-    monkeypatch.setattr(services, "IDLE_SECONDS", 1)
-    monkeypatch.setattr(services, "BODY_SECONDS", 1)
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(app, "BODY_SECONDS", 1)
     running = start()
     head = f"POST /v1/credentials HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {provider.token()}\r\n"
     body = "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
@@ -231,15 +231,18 @@ def test_restart_keeps_the_authority_and_the_robots(start, provider, request_pem
     assert second.post(provider.token(), request_pem)[2]["chain"] == before["chain"]
 
 
-def test_robots_of_another_authority_are_replaced(start, configured, provider, request_pem, openssl_accepts):
+def test_robots_of_another_authority_are_replaced(
+    start, configured, provider, request_pem, openssl_accepts, tmp_path
+):
     first = start()
     first.post(provider.token(), request_pem)
     first.stop()
-    folder = Path(configured["state_dir"]) / "authority"
     for name in ("ca.key", "ca.pem", "crl.pem"):
-        (folder / name).unlink()
-    answer = start().post(provider.token(), request_pem)[2]
-    assert openssl_accepts(answer["certificate"] + answer["chain"], folder / "certificates")
+        (Path(configured["state_dir"]) / name).unlink()
+    second = start()
+    answer = second.post(provider.token(), request_pem)[2]
+    second.service.authority.install(tmp_path / "certificates")
+    assert openssl_accepts(answer["certificate"] + answer["chain"], tmp_path / "certificates")
 
 
 def test_robot_is_renewed_at_half_its_life(running, provider, request_pem, monkeypatch):
