@@ -81,9 +81,11 @@ def scrypt(password: str) -> dict[str, str]:
 
 
 def make_certificate(directory: Path) -> None:
-    """A self-signed certificate for 127.0.0.1 as cert.pem and key.pem."""
+    """A self-signed certificate for 127.0.0.1 as cert.pem and key.pem; of another name each, so that a file may hold
+    several.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "identity")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"identity {os.urandom(8).hex()}")])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
