@@ -426,5 +426,3 @@ def test_a_user_of_hostile_name_is_data(make, seen):
     )
     make(GOOD).request(user, ACCESS_TOKEN, {})
     assert seen()[0][1]["user_info"]["sub"] == hostile
-
-
