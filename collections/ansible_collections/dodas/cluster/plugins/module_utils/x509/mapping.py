@@ -104,7 +104,7 @@ class Rule:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ValueError(f"{label}: kind {kind!r} is none of {', '.join(KINDS)}")
-        if type(self.lifetime) is not int or self.lifetime < 60:
+        if not _is_integer(self.lifetime) or self.lifetime < 60:
             raise ValueError(f"{label}: lifetime must be whole seconds, at least 60")
         for key in ("clip_to_token", "delegate"):
             if not isinstance(getattr(self, key), bool):
@@ -120,7 +120,7 @@ class Rule:
     def _check_proxy(self, label):
         if self.policy not in proxies.POLICIES:
             raise ValueError(f"{label}: policy {self.policy!r} is none of {', '.join(proxies.POLICIES)}")
-        if type(self.path_length) is not int or not 0 <= self.path_length < 100:
+        if not _is_integer(self.path_length) or not 0 <= self.path_length < 100:
             raise ValueError(f"{label}: path_length must be a number from 0 to 99")
         if self.vo is not None and not (isinstance(self.vo, str) and VO.fullmatch(self.vo)):
             raise ValueError(f"{label}: {self.vo!r} is no name of a VO")
@@ -235,6 +235,10 @@ def decide(rules, token, kind):
         if why[rule.name] is None:
             return Decision(rule, rule.distinguished_name(token), why)
     return Decision(None, None, why)
+
+
+def _is_integer(value):
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _claims(conditions, label):

@@ -133,7 +133,7 @@ def openssl_hashes(name):
 
 def _attributes(name):
     """[[(dotted oid, tag, bytes)]] of a name, by relative name, as they are encoded."""
-    body, _ = der.read(name.public_bytes(), der.SEQUENCE)
+    body, _rest = der.read(name.public_bytes(), der.SEQUENCE)
     for _tag, rdn in der.elements(body):
         found = []
         for _sequence, attribute in der.elements(rdn):

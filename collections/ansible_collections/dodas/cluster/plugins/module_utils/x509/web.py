@@ -113,3 +113,23 @@ def fetch_json(url, **options):
     if not isinstance(document, dict):
         raise WebError(url, "the answer is not a JSON object")
     return document
+
+
+def discovered(issuer, name, **options):
+    """An address that an issuer's discovery document gives, such as ``jwks_uri``; it must be on the issuer's own host.
+
+    Raises WebError.
+    """
+    url = issuer.rstrip("/") + "/.well-known/openid-configuration"
+    document = fetch_json(url, **options)
+    address = document.get(name)
+    if document.get("issuer") != issuer:
+        raise WebError(url, "the document is of another issuer")
+    if not isinstance(address, str) or _origin(address) != _origin(issuer):
+        raise WebError(url, f"{name} is on another host, or none: set the issuer's own if it is meant")
+    return address
+
+
+def _origin(url):
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
