@@ -105,6 +105,8 @@ class IssuerSection(Section):
     client_id: str | None = None
     client_secret_file: Path | None = None
     scope: str = "openid offline_access"
+    groups_claim: str | None = None
+    accept_any_audience: bool = False
 
     @field_validator("issuer", "jwks_uri")
     @classmethod

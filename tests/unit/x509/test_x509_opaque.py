@@ -146,12 +146,17 @@ def test_silent_issuer_is_left_alone(issuer, monkeypatch):
 
 def test_introspection_elsewhere(issuer, monkeypatch):
     """A discovery document that leads to another host gets neither the token nor our secret."""
-    for address in ("https://evil.example/introspect", "http://169.254.169.254/", None, ["x"]):
+    for address in ("https://evil.example/introspect", "http://169.254.169.254/", ["x"]):
         document = {"issuer": issuer.issuer, "introspection_endpoint": address}
         fetch = mock.Mock(return_value=document)
         monkeypatch.setattr(web, "fetch_json", fetch)
         assert reason(tokens.Verifier([issuer]), "opaque-token") == "introspection_unavailable"
         assert fetch.call_count == 1
+
+
+def test_issuer_without_introspection(issuer, monkeypatch):
+    monkeypatch.setattr(web, "fetch_json", lambda _url, **_options: {"issuer": issuer.issuer})
+    assert reason(tokens.Verifier([issuer]), "opaque-token") == "inactive"
 
 
 @pytest.mark.parametrize(

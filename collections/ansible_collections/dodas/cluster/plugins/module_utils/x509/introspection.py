@@ -90,6 +90,8 @@ class Introspector:
         try:
             secret = oauth.read_secret(issuer.client_secret_file)
             url = self._endpoint(issuer, options)
+            if url is None:
+                return {"active": False}  # all its tokens are JWTs
             return oauth.introspect_token(url, issuer.client_id, secret, text, "access_token", **options)
         except (oauth.ClientError, web.WebError) as error:
             log.warning("a token could not be asked about: %s", error)
@@ -99,7 +101,7 @@ class Introspector:
     def _endpoint(self, issuer, options):
         url, until = self._endpoints.get(issuer.issuer, (None, 0))
         if until <= time.monotonic():
-            url = web.discovered(issuer.issuer, "introspection_endpoint", **options)
+            url = web.discovered(issuer.issuer, "introspection_endpoint", optional=True, **options)
             self._endpoints[issuer.issuer] = url, time.monotonic() + ENDPOINT_SECONDS
         return url
 

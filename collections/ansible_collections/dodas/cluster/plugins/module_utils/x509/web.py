@@ -115,16 +115,18 @@ def fetch_json(url, **options):
     return document
 
 
-def discovered(issuer, name, **options):
+def discovered(issuer, name, optional=False, **options):
     """An address that an issuer's discovery document gives, such as ``jwks_uri``; it must be on the issuer's own host.
 
-    Raises WebError.
+    optional: None where there is none. Raises WebError.
     """
     url = issuer.rstrip("/") + "/.well-known/openid-configuration"
     document = fetch_json(url, **options)
     address = document.get(name)
     if document.get("issuer") != issuer:
         raise WebError(url, "the document is of another issuer")
+    if address is None and optional:
+        return None
     if not isinstance(address, str) or _origin(address) != _origin(issuer):
         raise WebError(url, f"{name} is on another host, or none: set the issuer's own if it is meant")
     return address
