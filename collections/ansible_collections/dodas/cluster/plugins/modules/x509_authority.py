@@ -266,7 +266,7 @@ def _describe(own):
     return {
         **own.describe(),
         "certificate": files.certificate_pem(own.certificate).decode(),
-        "crl": own.crl and files.certificate_pem(own.crl).decode(),
+        "crl": None if own.crl is None else files.certificate_pem(own.crl).decode(),
         "signing_policy": own.signing_policy,
     }
 

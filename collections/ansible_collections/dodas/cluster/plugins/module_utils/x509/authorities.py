@@ -33,7 +33,7 @@ class Entry:
     policy: str | None = None
 
     @classmethod
-    def parse(cls, certificate, crl=None, policy=None):
+    def parse(cls, certificate, crl=None, signing_policy=None):
         """From PEM text, PEM text and text. Raises ValueError where they do not fit together."""
         try:
             loaded = x509.load_pem_x509_certificates(certificate.encode())
@@ -53,9 +53,9 @@ class Entry:
                 good = False
             if not good:
                 raise ValueError(f"{subject}: the revocation list is not of this authority")
-        if policy and subject not in SUBJECT.findall(policy):
+        if signing_policy and subject not in SUBJECT.findall(signing_policy):
             raise ValueError(f"{subject}: the signing policy has no access_id_CA for it")
-        return cls(loaded[0], listed, policy or None)
+        return cls(loaded[0], listed, signing_policy or None)
 
     @property
     def subject(self):
