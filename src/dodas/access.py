@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import getpass
 import hashlib
 import json
+import socket
 import ssl
 import sys
 import time
@@ -95,18 +97,19 @@ def _show_device(deployment, device):
     echo(f"{'and see that it shows' if complete else 'and enter'} the code  {click.style(code, bold=True)}\n")
     if where.own_iam:
         return
-    host, port, address = services.IDENTITY, where.issuer.rpartition(":")[2], where.resolve.get(services.IDENTITY)
-    echo(f"The cluster runs its own provider, which only the cluster knows by name. On the machine with the browser,\n"
-         f"{host} is {address}; as root there, once:\n")  # fmt: skip
-    echo(f"    echo {address} {host} >> /etc/hosts\n")
-    echo(f"A machine that does not reach {address} goes through this one: run there\n"
-         f"ssh -L {port}:{address}:{port} USER@THIS_MACHINE, and write 127.0.0.1 for it instead.\n")  # fmt: skip
-    echo("The browser does not know the cluster's authority, and says so. Its certificate has the SHA-256 fingerprint\n"
-         f"    {_fingerprint(where.authority)}  ({where.authority})\n")  # fmt: skip
     secrets = deployment.directory / "secrets.json"
     if secrets.exists():
         echo(f"Sign in as  {click.style('physicist', bold=True)}  with the password that this shows:\n")
         echo(f"    grep '\"user_password\"' {secrets}\n")
+    host, port, address = services.IDENTITY, where.issuer.rpartition(":")[2], where.resolve.get(services.IDENTITY)
+    echo("The provider is the cluster's own, which a browser finds when this was done on its machine, once, as root:\n")
+    echo(f"    echo {address} {host} >> /etc/hosts\n")
+    echo(f"A machine that does not reach {address} goes through this one, as long as this runs on it, and writes\n"
+         f"127.0.0.1 for {address}:\n")  # fmt: skip
+    echo(f"    ssh -N -L {port}:{address}:{port} {getpass.getuser()}@{socket.gethostname()}\n")
+    print_of = _fingerprint(deployment.directory / "pki" / "identity.crt")
+    echo("The browser warns of a certificate that nobody it knows has signed. This is its SHA-256 fingerprint:\n")
+    echo(f"    {print_of}\n")
 
 
 def _fingerprint(path):

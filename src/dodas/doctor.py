@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
+import subprocess
+import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +23,8 @@ HOUR, DAY = 3600, 86400
 # The least that must be left, in seconds, and how far a clock may be off: tokens are believed for 30 s more or less.
 CERTIFICATE_LEFT, CA_LEFT, LIST_LEFT, PROXY_LEFT = 7 * DAY, DAY, HOUR, 300
 CLOCK_OFF = 5
+TICKS = 5  # how often a host is asked for the time; the quickest answer tells most
+LOADER = "import sys; exec(sys.stdin.read(int(sys.stdin.readline())))"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,35 +47,69 @@ def look(deployment, timeout=20):
                 for host in hosts}  # fmt: skip
     with ThreadPoolExecutor(AT_ONCE) as threads:
         cluster = [threads.submit(check, deployment, where) for check in (_login, _issuer, _credentials)]
-        asked = {host: threads.submit(_ask, deployment, host, "htcondor" in expected[host], timeout) for host in hosts}
+        hashes = _hashes(where)
+        asked = {host: threads.submit(_ask, deployment, host, timeout, "htcondor" in expected[host], hashes)
+                 for host in hosts}  # fmt: skip
         answers = {host: one.result() for host, one in asked.items()}
         checks = [one.result() for one in cluster]
     pools = [answer["pool"] for answer in answers.values() if isinstance(answer, dict) and answer["pool"] is not None]
     pool = {machine for one in pools for machine in one} if pools else None
     for host, answer in answers.items():
         if isinstance(answer, DodasError):
-            reason = (str(answer).removeprefix(f"{host}: ").splitlines() or ["no answer"])[-1]
             advice = f"see that it runs and that this machine reaches it; {deployment.command('up')} mends what it can"
-            checks.append(Check(host, "reachable", False, reason, advice=advice))
+            checks.append(Check(host, "reachable", False, str(answer), advice=advice))
         else:
             checks += Host(deployment, host, answer, expected[host]).checks(pool)
     return checks
 
 
-def _ask(deployment, host, pool, timeout):
-    """What examine answers on the host, and its clock against ours; or the DodasError instead."""
-    script = f"{Path(examine.__file__).read_text(encoding='utf-8')}\nprint(json.dumps(examine({pool!r})))\n"
+def _hashes(where):
+    """The names that the online CA and those above it have in a CA directory; None where the service does not say."""
     try:
-        answer = json.loads(deployment.run(host, "python3", "-", data=script, timeout=timeout))
-        # The connection is open now, so that little time is spent on the way.
-        start = time.time()
-        theirs = float(deployment.run(host, "date", "+%s.%N", timeout=timeout))
-        end = time.time()
+        online = client.fetch_authority(where.credentials, timeout=login.TIMEOUT, **where.at_credentials)
+    except client.ClientError:
+        return None
+    return [name for one in (online, *online["chain"]) for name in one["hashes"]]
+
+
+def _ask(deployment, host, timeout, pool, hashes):
+    """What examine answers on the host, and how far its clock is off; or the DodasError instead."""
+    script = f"{Path(examine.__file__).read_text(encoding='utf-8')}\nanswer({ {'pool': pool, 'hashes': hashes}!r})\n"
+    try:
+        command = deployment.ssh_as_root(host, "python3", "-u", "-c", shlex.quote(LOADER))
     except DodasError as error:
         return error
-    except ValueError:
-        return DodasError(f"{host}: python3 gave no answer that can be read")
-    return {**answer, "clock": theirs - (start + end) / 2, "within": (end - start) / 2}
+    with tempfile.TemporaryFile("w+", errors="replace") as errors, subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+    ) as process:
+        deadline = threading.Timer(timeout, process.kill)
+        deadline.start()
+        try:
+            process.stdin.write(f"{len(script)}\n{script}")
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            _took, answer["clock"] = min(_tick(process) for _ in range(TICKS))
+            process.stdin.close()
+            process.wait()
+            return answer
+        except (OSError, ValueError):
+            process.kill()
+            process.wait()
+            errors.seek(0)
+            said = errors.read().strip().splitlines()
+            return DodasError(said[-1] if said else f"no answer in {timeout} s")
+        finally:
+            deadline.cancel()
+
+
+def _tick(process):
+    """(seconds that a question for the time took, how far the host's clock is ahead)."""
+    start = time.time()
+    process.stdin.write("\n")
+    process.stdin.flush()
+    theirs = float(process.stdout.readline())
+    end = time.time()
+    return end - start, theirs - (start + end) / 2
 
 
 def _login(deployment, where):
@@ -138,8 +178,8 @@ class Host:
         return self.deployment.command(f"ssh {self.name} {words}")
 
     def _clock(self):
-        off, within = self.answer["clock"], self.answer["within"]
-        good = abs(off) <= CLOCK_OFF + within
+        off = self.answer["clock"]
+        good = abs(off) <= CLOCK_OFF
         advice = f"set it: {self._ssh('timedatectl set-ntp true')}"
         found = f"{off * 1000:+.0f} ms" if good else f"{span(abs(off))} {'ahead' if off > 0 else 'behind'}"
         return self._check("clock", good, found, round(off, 3), advice)
@@ -171,16 +211,13 @@ class Host:
         return self._check("certificates", left >= CERTIFICATE_LEFT, f"{service} {span(left)}", left, again)
 
     def _directories(self):
-        wanted, found = self.answer["ca_directory"], self.answer["directories"]
-        again = self.deployment.command("up")
-        if "worker" in self.expected:
-            again = f"{self._ssh('systemctl restart dodas-worker')} fetches it again"
-        if wanted and not found.get(wanted):
-            problem = "is empty" if wanted in found else "is missing"
-            return [self._check("CA directory", False, f"{wanted} {problem}", advice=again)]
-        return [self._directory(path, authorities, again) for path, authorities in found.items()]
+        again = f"{self._renew()} fetches it again" if "worker" in self.expected else "see who installs it there"
+        return [self._directory(path, authorities, again) for path, authorities in self.answer["directories"].items()]
 
     def _directory(self, path, authorities, again):
+        if not authorities:
+            problem = "is missing" if authorities is None else "is empty"
+            return self._check("CA directory", False, f"{path} {problem}", advice=again)
         for one in authorities.values():
             problem = next(iter(one["problems"]), None)
             for end, least, what in ((one["ends"], CA_LEFT, "CA"), (one["list_ends"], LIST_LEFT, "revocation list")):
@@ -188,15 +225,16 @@ class Host:
                     problem = f"the {what} {ended(end)}"
             if problem:
                 return self._check("CA directory", False, f"{path}: {problem}", advice=again)
-        if not authorities:
-            return self._check("CA directory", False, f"{path} is empty", advice=again)
         left = min(one["list_ends"] for one in authorities.values())
         return self._check("CA directory", True, f"list {span(left)}", left)
+
+    def _renew(self):
+        return self._ssh("podman exec dodas-worker worker-renew --once --now --deadline 20")
 
     def _proxy(self):
         proxy = self.answer["proxy"] or {"path": "its proxy", "ends": None, "lifetime": None}
         left = proxy["ends"]
-        again = f"{self._ssh('podman exec dodas-worker worker-renew --once --deadline 20')} tries, and says why not"
+        again = f"{self._renew()} gets another, or says why not"
         if left is None:
             return self._check("proxy", False, f"{proxy['path']} is missing or unreadable", advice=again)
         good = left >= min(PROXY_LEFT, (proxy["lifetime"] or HOUR) / 4)

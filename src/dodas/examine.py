@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
@@ -17,22 +18,30 @@ APPS = "/etc/dodas/apps"
 STATES = "/run/dodas/apps"
 WORKER = "/etc/dodas/worker/renew.json"
 TLS = "/etc/dodas/*/tls.crt"
-SERVICE_DIRECTORY = "/var/lib/dodas/credentials/authority/certificates"
+GRID = "/etc/grid-security/certificates"
 
 
-def examine(pool):
-    """Everything about this host. pool: whether the collector is here, to be asked for its startds."""
+def examine(pool, hashes):
+    """Everything about this host. pool: whether the collector is here, to be asked for its startds; hashes: of the
+    online CA and those above it, None where nobody knows them."""
     config = _load(WORKER)
-    directories = [config.get("ca_directory"), SERVICE_DIRECTORY]
+    wanted = config.get("ca_directory")
+    ours = GRID if hashes and any(os.path.exists(f"{GRID}/{one}.0") for one in hashes) else None
     return {
         "apps": _apps(),
         "tls": {path.split("/")[-2]: _end(path) for path in sorted(glob.glob(TLS))},
         "proxy": config and {"path": config["output"], "lifetime": config.get("lifetime"),
                              "ends": proxy_ends(config["output"])},
-        "directories": {path: directory(path) for path in directories if path and os.path.isdir(path)},
-        "ca_directory": config.get("ca_directory"),
+        "directories": {path: directory(path, hashes) for path in (wanted, ours) if path},
         "pool": _pool() if pool else None,
     }  # fmt: skip
+
+
+def answer(question):
+    """Print what examine finds, then the time, once for each line that comes."""
+    print(json.dumps(examine(**question)), flush=True)
+    for _line in sys.stdin:
+        print(time.time(), flush=True)
 
 
 def _load(path):
@@ -89,33 +98,41 @@ def proxy_ends(path):
     return None if not ends or None in ends else min(ends)
 
 
-def directory(path):
-    """A CA directory, by the hash of each CA: what is wrong with it (texts), when certificate and list end."""
-    found = {}
-    stems = {re.sub(r"\.(\d+|r\d+|signing_policy)$", "", name) for name in os.listdir(path)}
-    for stem in sorted(name for name in stems if re.match(r"[0-9a-f]{8}$", name)):
-        base = os.path.join(path, stem)
-        problems = [f"{stem}.{end} is missing" for end in ("0", "r0", "signing_policy")
-                    if not os.path.exists(f"{base}.{end}")]  # fmt: skip
-        ends = lists = None
-        if os.path.exists(base + ".0"):
-            wanted = ("-enddate", "-subject_hash", "-subject_hash_old")
-            lines = _run("openssl", "x509", "-noout", *wanted, "-in", base + ".0")[1].split("\n")
-            ends = _seconds(next((line for line in lines if line.startswith("notAfter")), ""))
-            if ends is None:
-                problems.append(f"{stem}.0 is no certificate")
-            elif stem not in lines:
-                problems.append(f"{stem}.0 is the certificate of another authority")
-        if os.path.exists(base + ".r0"):
-            wanted = ("-nextupdate", "-hash", "-hash_old")
-            lines = _run("openssl", "crl", "-noout", *wanted, "-in", base + ".r0")[1].split("\n")
-            lists = _seconds(next((line for line in lines if line.startswith("nextUpdate")), ""))
-            if lists is None:
-                problems.append(f"{stem}.r0 is no revocation list")
-            elif stem not in lines:
-                problems.append(f"{stem}.r0 is the list of another authority")
-        found[stem] = {"problems": problems, "ends": ends, "list_ends": lists}
-    return found
+def directory(path, hashes=None):
+    """A CA directory, by the hash of each CA: what is wrong with it (texts), when certificate and list end. hashes:
+    those that must be there; without, those that are. None where there is no directory."""
+    if not os.path.isdir(path):
+        return None
+    if hashes is None:
+        stems = {re.sub(r"\.(\d+|r\d+|signing_policy)$", "", name) for name in os.listdir(path)}
+        hashes = sorted(stem for stem in stems if re.match(r"[0-9a-f]{8}$", stem))
+    return {stem: _authority(os.path.join(path, stem), stem) for stem in hashes}
+
+
+def _authority(base, stem):
+    wanted = ("0", "r0", "signing_policy")
+    problems = [f"{stem}.{end} is missing" for end in wanted if not os.path.exists(f"{base}.{end}")]
+    ends = lists = None
+    if os.path.exists(base + ".0"):
+        ends, whose = _look("x509", "-enddate", "-subject_hash", "-subject_hash_old", "-in", base + ".0")
+        if ends is None:
+            problems.append(f"{stem}.0 is no certificate")
+        elif stem not in whose:
+            problems.append(f"{stem}.0 is the certificate of another authority")
+    if os.path.exists(base + ".r0"):
+        lists, whose = _look("crl", "-nextupdate", "-hash", "-hash_old", "-in", base + ".r0")
+        if lists is None:
+            problems.append(f"{stem}.r0 is no revocation list")
+        elif stem not in whose:
+            problems.append(f"{stem}.r0 is the list of another authority")
+    return {"problems": problems, "ends": ends, "list_ends": lists}
+
+
+def _look(kind, *options):
+    """When something ends, and the hashes of its name."""
+    lines = _run("openssl", kind, "-noout", *options)[1].split("\n")
+    ends = _seconds(next((line for line in lines if re.match("notAfter|nextUpdate", line)), ""))
+    return ends, [line.split("=")[-1] for line in lines]
 
 
 def _pool():

@@ -186,19 +186,20 @@ def due_in(held: proxies.Inspection | None, part: float = 0.5) -> float:
     return max(0.0, held.remaining - part * life.total_seconds())
 
 
-def keep(config: Config, once: bool = False, deadline: float = float("inf")) -> None:
+def keep(config: Config, once: bool = False, deadline: float = float("inf"), now: bool = False) -> None:
     """Renew for ever, or once: until output holds a credential with half its life left.
 
-    deadline: seconds for all tries of once. Raises ClientError, OSError when it passes.
+    deadline: seconds for all tries of once. now: renew first of all, due or not. Raises ClientError, OSError when the
+    deadline passes.
     """
     end = time.monotonic() + deadline
     retry = RETRY_FIRST
     while True:
-        pause = 0.0 if _lacks_authority(config) else due_in(inspect(config), random.uniform(0.45, 0.55))
+        pause = 0.0 if now or _lacks_authority(config) else due_in(inspect(config), random.uniform(0.45, 0.55))
         if pause == 0:
             try:
                 renew(config)
-                retry = RETRY_FIRST
+                retry, now = RETRY_FIRST, False
                 held = inspect(config)
                 log.info("%s holds %s for %d s", config.output, held.subject, held.remaining)
             except (client.ClientError, store.StoreError, OSError, ValueError) as error:
@@ -235,6 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--once", action="store_true", help="return as soon as there is a credential")
     what.add_argument("--check", action="store_true", help="only say whether the credential lasts")
+    parser.add_argument("--now", action="store_true", help="with --once: renew what is not due yet, too")
     parser.add_argument("--deadline", type=float, default=300, help="seconds for --once (%(default)s)")
     parser.add_argument("--min-seconds", type=float, default=600, help="for --check (%(default)s)")
     options = parser.parse_args(arguments)
@@ -245,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
         config.owner_ids()
         if options.check:
             return check(config, options.min_seconds)
-        keep(config, options.once, options.deadline if options.once else float("inf"))
+        keep(config, options.once, options.deadline if options.once else float("inf"), options.now)
     except (ConfigError, client.ClientError, store.StoreError, OSError, ValueError) as error:
         print(f"dodas renew: {error}", file=sys.stderr)
         return 1
