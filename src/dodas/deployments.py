@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -179,13 +180,13 @@ class Deployment:
     def groups(self):
         """Hosts by group."""
         if _is_template(self):
-            return tosca.load(str(self.source), self.inputs).groups
+            return self._template().groups
         return {group: one.get("hosts", []) for group, one in self._inventory().items() if group != "_meta"}
 
     def addresses(self):
         """The address of each host, or None where it has none yet."""
         if _is_template(self):
-            template = tosca.load(str(self.source), self.inputs)
+            template = self._template()
             return {host.name: self.hosts.get(host.name, {}).get("address") for host in template.hosts}
         variables = self._inventory()["_meta"]["hostvars"]
         return {name: one.get("ansible_host") for name, one in variables.items()}
@@ -193,7 +194,7 @@ class Deployment:
     def variable(self, name, *groups):
         """What the template or inventory gives a variable of a role, seen from the first group that has hosts."""
         if _is_template(self):
-            values = tosca.load(str(self.source), self.inputs).group_vars
+            values = self._template().group_vars
             return next((values[group][name] for group in groups if name in values.get(group, {})), None)
         hosts = [host for group in groups for host in self.groups().get(group, [])]
         return self._inventory()["_meta"]["hostvars"].get(hosts[0], {}).get(name) if hosts else None
@@ -201,6 +202,9 @@ class Deployment:
     def command(self, words):
         """How the user types a command about this deployment."""
         return f"./dodas {words}" + ("" if names() == [self.name] else f" --name {self.name}")
+
+    def _template(self):
+        return _parsed(str(self.source), json.dumps(self.inputs, sort_keys=True))
 
     def _inventory(self):
         """A plain inventory, as `ansible-inventory --list` tells it; asked once."""
@@ -225,6 +229,12 @@ class Deployment:
             **({"ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.sockets)} if self.sockets else {}),
             "DODAS_INPUTS": str(self.directory / "inputs.json"),
         }
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(source, inputs):
+    """A template that was loaded; a look at many hosts needs it for each."""
+    return tosca.load(source, json.loads(inputs))
 
 
 def _is_template(deployment):
