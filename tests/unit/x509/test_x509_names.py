@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names, with OpenSSL's opinion of each, and whatever people's tokens say of them."""
+"""Names of all kinds, with OpenSSL's opinion of each."""
 
 import datetime as dt
-import os
 import subprocess
 
 import pytest
@@ -13,6 +12,7 @@ from cryptography.x509.name import _ASN1Type as Type
 from hypothesis import given, settings, strategies
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import files, names
+from hypothesis_profile import PROFILE
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 OID = x509.NameOID
@@ -99,7 +99,7 @@ def test_names_that_authorities_have(attributes, expected):
     assert expected in (None, subject)
 
 
-@settings(max_examples=int(os.environ.get("NAMES_EXAMPLES", "150")), deadline=None)
+@settings(max_examples=PROFILE.max_examples // 30, deadline=None)
 @given(NAMES)
 def test_any_name_is_as_openssl_sees_it(name):
     made = certificate(name)
