@@ -6,15 +6,18 @@ import json
 import os
 import re
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman
+from guests import Guests
 
 ROOT = Path(__file__).parents[3]
-ORDER = ("bad_input", "newcomer", "trust", "faults", "interrupted", "gone")
+ORDER = ("bad_input", "newcomer", "lifetimes", "trust", "faults", "place", "interrupted", "gone")
+PYTHON = "PYTHONPATH=/opt/dodas/src:/opt/dodas/collections"
 # Values that change whatever one does, and those of interfaces, which come and go with these.
 COUNTERS = re.compile(
     r"fs/(dentry-state|file-nr|inode-nr|inode-state|aio-nr|quota/.*|epoll/.*)|net/netfilter/.*|.*/(neigh|conf)/(veth|podman).*"
@@ -222,3 +225,72 @@ def e2e(dodas, before):
     report = dodas.json("up", "--yes", "--name", "e2e", timeout=900)
     assert report["complete"], report
     return Cluster(dodas, "e2e")
+
+
+class Watch(threading.Thread):
+    """Asks the collector every two seconds when it last heard from a startd, and since when that runs."""
+
+    def __init__(self, cluster, name):
+        super().__init__(daemon=True)
+        self.ages, self.starts = [], set()
+        self._ask = lambda: cluster.condor(f"condor_status -const 'Machine != \"\" && regexp(\"{name}\", Name)' "
+                                           "-af 'time() - LastHeardFrom' DaemonStartTime")  # fmt: skip
+        self._over = threading.Event()
+
+    def run(self):
+        while not self._over.wait(2):
+            found = self._ask().split()
+            self.ages.append(int(found[0]) if found else 10**6)
+            self.starts.update(found[1:2])
+
+    def stop(self):
+        self._over.set()
+        self.join(60)
+
+
+class ShortLived:
+    """A worker next to another, with proxies that last for a minute."""
+
+    LIFETIME = 60
+    NAME = "short-lived"
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.guests = Guests(cluster, "worker-1", "/var/lib/dodas-short", 9750)
+        settings = json.loads(cluster.run("worker-1", "cat /etc/dodas/worker/renew.json"))
+        folder = f"{self.guests.folder}/{self.NAME}"
+        settings |= {"output": f"{folder}/proxy.pem", "lifetime": self.LIFETIME}
+        settings |= {"ca_output": f"{folder}/ca.pem", "ca_directory": f"{folder}/certificates"}
+        renew = f"exec /usr/bin/env {PYTHON} python3 -m dodas.credentials.renew --config {folder}/renew.json\n"
+        self.guests.start(
+            self.NAME, files={"renew.json": json.dumps(settings), "renew": renew}, DAEMON_LIST="MASTER STARTD RENEW",
+            RENEW="/bin/sh", RENEW_ARGS=f"{folder}/renew", START="TARGET.ShortLived =?= True", ShortLivedHost="True",
+            STARTD_ATTRS="$(STARTD_ATTRS) ShortLivedHost", MASTER_BACKOFF_CONSTANT="1",
+        )  # fmt: skip
+        self.path = settings["output"]
+        self.began = time.monotonic()
+        wait_for(lambda: [slot for slot in cluster.slots() if self.NAME in slot], 60, "it joined the pool")
+        [self.slot] = [slot for slot in cluster.slots() if self.NAME in slot]
+        self.watch = Watch(cluster, self.NAME)
+        self.watch.start()
+
+    def proxy_life(self):
+        """Seconds that its proxy lasts now."""
+        command = f"date -d \"$(openssl x509 -noout -enddate -in {self.path} | cut -d= -f2)\" +%s; date +%s"
+        end, now = map(int, self.cluster.run("worker-1", command).split())
+        return end - now
+
+    def issued(self):
+        """What the service recorded of its proxies."""
+        lines = self.cluster.run("front-1", "cat /var/lib/dodas/credentials/audit.log").splitlines()
+        records = [json.loads(line) for line in lines]
+        return [one for one in records if one["decision"] == "issued" and one["sub"] == "worker-1"]
+
+
+@pytest.fixture(scope="session")
+def short_lived(e2e):
+    """A worker whose proxy is renewed every half minute, from the first test that asks for it."""
+    made = ShortLived(e2e)
+    yield made
+    made.watch.stop()
+    made.guests.stop()

@@ -11,11 +11,11 @@ from joserfc import jwk, jwt
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, files, names, proxies
 from ansible_collections.dodas.cluster.plugins.module_utils.x509.authority import Authority
+from guests import Guests
 
 ISSUER = "https://identity.service.consul:8443"
 AUDIENCE = "https://credentials.service.consul:8444"
 HOST = "worker-1"
-FOLDER = "/var/lib/dodas-intruders"
 
 
 @pytest.fixture(scope="module")
@@ -38,42 +38,19 @@ def foreign_proxy(proxy, tmp_path_factory):
 
 @pytest.fixture
 def intruders(e2e):
-    """Starts daemons as a worker's, but with a name and a proxy of their own, next to one."""
-    started = []
-
-    def start(name, proxy):
-        folder, port = f"{FOLDER}/{name}", 9700 + len(started)
-        settings = {
-            "STARTD_NAME": name, "MASTER_NAME": name, "SHARED_PORT_PORT": port, "DAEMON_LIST": "MASTER STARTD",
-            "LOG": f"{folder}/log", "EXECUTE": f"{folder}/execute", "SPOOL": f"{folder}/spool",
-            "LOCK": f"{folder}/lock", "DAEMON_SOCKET_DIR": f"{folder}/s", "START": "False",
-            "STARTD_DEBUG": "D_FULLDEBUG D_SECURITY",
-        }  # fmt: skip
-        lines = "\n".join(f"{key} = {value}" for key, value in settings.items())
-        e2e.run(HOST, f"mkdir -p {folder} && cat /etc/dodas/worker/condor_config - > {folder}/config", f"\n{lines}\n")
-        if proxy:
-            e2e.run(HOST, f"umask 077 && cat > {folder}/proxy.pem", proxy)
-        folders = [f"{folder}/{one}" for one in ("log", "execute", "spool", "lock", "s")]
-        script = f"install -d -o condor {' '.join(folders)} /run/condor /run/lock/condor && exec condor_master -f"
-        e2e.run(HOST, shlex.join([
-            "podman", "run", "--detach", "--replace", "--rm", f"--name={name}", "--network=host", "--cgroups=disabled",
-            "--privileged", "--pull=never", f"--volume={folder}:{folder}", "--volume=/etc/dodas/tls:/etc/dodas/tls:ro",
-            f"--env=CONDOR_CONFIG={folder}/config", f"--env=X509_USER_PROXY={folder}/proxy.pem",
-            "--entrypoint=/bin/sh", "localhost/dodas/worker:latest", "-c", script,
-        ]))  # fmt: skip
-        started.append(name)
-
-    yield start
-    e2e.run(HOST, f"podman rm --force --time 1 {' '.join(started)}; rm -rf {FOLDER}")
+    """Starts daemons as a worker's, but with a name and a proxy of their own."""
+    guests = Guests(e2e, HOST, "/var/lib/dodas-intruders", 9700)
+    yield guests
+    guests.stop()
 
 
 def test_pool_takes_only_workers_with_a_proxy_of_its_authority(e2e, intruders, proxy, foreign_proxy, eventually):
-    intruders("nobody", None)
-    intruders("foreigner", foreign_proxy)
-    intruders("colleague", proxy)
+    intruders.start("nobody")
+    intruders.start("foreigner", foreign_proxy)
+    intruders.start("colleague", proxy)
     eventually(lambda: [slot for slot in e2e.slots() if "colleague" in slot], 40, "the one with a right proxy joined")
     for name in ("nobody", "foreigner"):
-        look = f"grep -h AUTHENTICATE: {FOLDER}/{name}/log/StartLog || true"
+        look = f"grep -h AUTHENTICATE: {intruders.folder}/{name}/log/StartLog || true"
         refused = eventually(lambda look=look: e2e.run(HOST, look), 40, f"{name} tried")
         assert "SSL" in refused
     assert not [slot for slot in e2e.slots() if "nobody" in slot or "foreigner" in slot]
