@@ -65,7 +65,7 @@ class Service:
             if not rule.dn.startswith(self.authority.namespace + "/"):
                 problem = f"rule {rule.name!r}: dn is not below {self.authority.namespace}"
                 raise authority.AuthorityError(problem)
-        self.verifier = tokens.Verifier(config.token_issuers())
+        self.verifier = tokens.Verifier(config.token_issuers(), replay=config.replay_protection)
         self.joins = None
         if config.join:
             secret = store.read_keys(config.join.secret_file)[0]
