@@ -43,7 +43,7 @@ class VomsServer:
     def __init__(self, directory: Path, credential: Path, certificates: Path, vo: str = "cms"):
         self.vo, self.directory, self.certificates, self.credential = vo, directory, certificates, credential
         self.vomsdir, self.vomses, self.log = directory / "vomsdir", directory / "vomses", directory / "voms.log"
-        self.port = 15000  # nobody else is in the namespace
+        self.uri, self.port = "localhost:15000", 15000  # nobody else is in the namespace
         self._processes: list[subprocess.Popen] = []
         self._voms: subprocess.Popen | None = None
 
@@ -52,8 +52,6 @@ class VomsServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         certificate = x509.load_pem_x509_certificate(self.credential.read_bytes())
         write_lsc(self.vomsdir, self.vo, "localhost", certificate)
-        line = [self.vo, "localhost", str(self.port), names.slash(certificate.subject), self.vo]
-        self.vomses.write_text(" ".join(f'"{word}"' for word in line) + "\n")
         # A socket's path must be short.
         self._scratch = Path(tempfile.mkdtemp(prefix="dodas-voms-", dir="/tmp"))
         try:
@@ -82,6 +80,10 @@ class VomsServer:
 
     def start_voms(self) -> None:
         """Start the server on its database, again after stop_voms()."""
+        self.port += 1  # the one before may be in use for a minute after connections that it closed
+        certificate = x509.load_pem_x509_certificate(self.credential.read_bytes())
+        line = [self.vo, "localhost", str(self.port), names.slash(certificate.subject), self.vo]
+        self.vomses.write_text(" ".join(f'"{word}"' for word in line) + "\n")
         password = self._scratch / "password"
         password.write_text("not asked for\n")
         password.chmod(0o640)
@@ -89,7 +91,7 @@ class VomsServer:
         database += ["-contactstring", "localhost", "-mysql-socket", str(self._socket), "-passfile", str(password)]
         host = ["-x509_cert_dir", str(self.certificates), "-x509_user_cert", str(self.credential)]
         host += ["-x509_user_key", str(self.credential)]
-        options = ["-foreground", "-port", str(self.port), "-vo", self.vo, "-uri", f"localhost:{self.port}"]
+        options = ["-foreground", "-port", str(self.port), "-vo", self.vo, "-uri", self.uri]
         options += ["-logfile", str(self.log), "-loglevel", "3", "-timeout", "86400", "-newformat"]
         self._voms = self._spawn("voms", "voms", *options, *host, *database)
         probe = [sys.executable, "-c", f"import socket; socket.create_connection(('localhost', {self.port})).close()"]

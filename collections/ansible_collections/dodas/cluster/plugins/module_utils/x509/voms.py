@@ -8,6 +8,7 @@ proxy of a worker, signed by the same certificate.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import logging
@@ -34,7 +35,8 @@ PROBLEMS = (
     ("Unable to satisfy", "refused", "the VOMS server does not grant {dn} what was asked for in VO {vo}"),
     ("not known!", "unknown_vo", "VO {vo} is not in {vomses}"),
     ("Cannot verify AC", "untrusted", "{vomsdir} and {certdir} do not trust the VOMS server of {vo}"),
-    ("unable to access trusted certificates", "no_authorities", "there is no directory of authorities: {certdir}"),
+    ("unable to access trusted certificates", "no_authorities", "{certdir} is no directory of authorities"),
+    ("Certificate verification failed", "no_authorities", "{certdir} lacks the authorities of {dn}, or it is not valid"),
     ("None of the contacted servers", "unavailable", "the VOMS server of VO {vo} cannot be reached or hung up"),
 )
 
@@ -61,13 +63,13 @@ class Attribute:
 
 
 def fetch(vo, certificate, key, chain=(), fqans=(), lifetime=43200, vomses=None, vomsdir=None, certdir=None,
-          timeout=30.0, program="voms-proxy-init"):  # fmt: skip
+          timeout=30.0, program="voms-proxy-init", authority=None):  # fmt: skip
     """(OID, DER, critical) of the extension that says that the certificate's subject is in the VO.
 
     fqans: groups and roles to ask for, most wanted first, such as ``/cms/Role=production``; none: what the server
     gives everybody. lifetime: seconds, which the server may cut. vomses, vomsdir, certdir: where VOMS servers are,
-    which are trusted, and by which authorities; None: where VOMS' own software looks. timeout: seconds. Raises
-    VomsError.
+    which are trusted, and by which authorities; None: where VOMS' own software looks. authority: an Authority that
+    signed the certificate and is not in certdir. timeout: seconds. Raises VomsError.
     """
     if not VO.fullmatch(vo):
         raise VomsError("bad_request", f"no name for a VO: {vo!r}")
@@ -87,11 +89,13 @@ def fetch(vo, certificate, key, chain=(), fqans=(), lifetime=43200, vomses=None,
             command += ["-voms", wanted]
         environment = {"HOME": scratch, "X509_USER_PROXY": proxy}
         places = {"vomses": vomses, "vomsdir": vomsdir, "certdir": certdir}
-        for name, place in places.items():
-            if place is not None and name == "vomses":
-                command += ["-vomses", os.fspath(place)]
-            elif place is not None:
-                environment[f"X509_{name[:-3].upper()}_DIR"] = os.fspath(place)
+        if vomses is not None:
+            command += ["-vomses", os.fspath(vomses)]
+        if vomsdir is not None:
+            environment["X509_VOMS_DIR"] = os.fspath(vomsdir)
+        if certdir is not None:
+            trusted = _with_authority(certdir, authority, os.path.join(scratch, "certificates"))
+            environment["X509_CERT_DIR"] = os.fspath(trusted)
         try:
             result = programs.run(command, timeout=timeout, environment=environment)
         except programs.RunError as error:
@@ -109,6 +113,20 @@ def fetch(vo, certificate, key, chain=(), fqans=(), lifetime=43200, vomses=None,
         raise VomsError("failed", f"VO {vo}: {type(error).__name__}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _with_authority(certdir, authority, directory):
+    """A directory of all authorities in certdir and of one more: voms-proxy-init takes no second directory."""
+    if authority is None or not os.path.isdir(certdir):
+        return certdir
+    authority.install(directory)
+    for name in os.listdir(certdir):
+        if name.partition(".")[0] not in authority.hashes:
+            link = os.path.join(directory, name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(link)
+            os.symlink(os.path.abspath(os.path.join(certdir, name)), link)
+    return directory
 
 
 def read(extension):
@@ -129,13 +147,13 @@ class Attributes:
     """Keeps what VOMS servers answer: asks again when half its life is over, serves it to its end where that fails.
 
     VOMS revokes nothing, and its server says "unknown user" also when its database is away: so what was granted holds
-    until it ends. settings: has vomses, vomsdir, certdir; timeout: seconds of one request; retry: seconds between two
-    that fail. Thread-safe.
+    until it ends. settings: has vomses, vomsdir, certdir; authority: that of the certificates, as fetch takes it;
+    timeout: seconds of one request; retry: seconds between two that fail. Thread-safe.
     """
 
-    def __init__(self, settings, timeout=30.0, retry=10.0, fetch=fetch):
-        self._options = {name: getattr(settings, name, None) for name in ("vomses", "vomsdir", "certdir")}
-        self._options["timeout"] = timeout
+    def __init__(self, settings, authority=None, timeout=30.0, retry=10.0, fetch=fetch):
+        self._options = {name: getattr(settings, name) for name in ("vomses", "vomsdir", "certdir")}
+        self._options |= {"authority": authority, "timeout": timeout}
         self._retry = dt.timedelta(seconds=retry)
         self._fetch = fetch
         self._lock = threading.Lock()
