@@ -25,6 +25,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.x509 import (
     voms,
 )
 from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import InvalidSignature, x509
+from dodas.credentials import watts
 from dodas.credentials.audit import Audit
 from dodas.credentials.config import Config
 from dodas.credentials.delegations import Delegations
@@ -71,7 +72,7 @@ class Service:
             secret = store.read_keys(config.join.secret_file)[0]
             self.joins = join.Verifier(config.deployment, secret, config.join.audience)
             self._join_secret = secret
-        self.voms = voms.Attributes(config.voms)
+        self.voms = voms.Attributes(config.voms, self.authority)
         self.robots = Robots(self.store, self.authority)
         self.delegations = Delegations(config, self.store, self.authority, self.verifier)
         self.audit = Audit(state / "audit.log")
@@ -191,6 +192,8 @@ class Service:
         try:
             found = self.voms.get(robot, robot_key, rule.vo, rule.fqans, rule.lifetime, chain=self.authority.between)
         except voms.VomsError as error:
+            if error.reason in ("not_a_member", "refused"):
+                raise Refusal(403, "access_denied", "voms", f"no attributes of {rule.vo}: {error}") from None
             raise Refusal(503, "temporarily_unavailable", "voms", f"no attributes of {rule.vo}: {error}") from None
         more["vo"] = rule.vo
         return [found]
@@ -294,6 +297,7 @@ class Service:
         """Keep the revocation list and the issuers' keys fresh: to be called about once a minute."""
         self.authority.refresh_crl()
         self.verifier.refresh()
+        watts.sweep(self.store)
 
 
 class _Recorded:
