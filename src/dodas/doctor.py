@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shlex
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -47,8 +49,8 @@ def look(deployment, timeout=20):
                 for host in hosts}  # fmt: skip
     with ThreadPoolExecutor(AT_ONCE) as threads:
         cluster = [threads.submit(check, deployment, where) for check in (_login, _issuer, _credentials)]
-        hashes = _hashes(where)
-        asked = {host: threads.submit(_ask, deployment, host, timeout, "htcondor" in expected[host], hashes)
+        online = _authorities(where)
+        asked = {host: threads.submit(_ask, deployment, host, timeout, "htcondor" in expected[host], online)
                  for host in hosts}  # fmt: skip
         answers = {host: one.result() for host, one in asked.items()}
         checks = [one.result() for one in cluster]
@@ -59,22 +61,24 @@ def look(deployment, timeout=20):
             advice = f"see that it runs and that this machine reaches it; {deployment.command('up')} mends what it can"
             checks.append(Check(host, "reachable", False, str(answer), advice=advice))
         else:
-            checks += Host(deployment, host, answer, expected[host]).checks(pool)
+            checks += Host(deployment, host, answer, expected[host]).checks(pool, online)
     return checks
 
 
-def _hashes(where):
-    """The names that the online CA and those above it have in a CA directory; None where the service does not say."""
+def _authorities(where):
+    """{hash: fingerprint} of the online CA and those above it; None where the service does not say."""
     try:
         online = client.fetch_authority(where.credentials, timeout=login.TIMEOUT, **where.at_credentials)
     except client.ClientError:
         return None
-    return [name for one in (online, *online["chain"]) for name in one["hashes"]]
+    return {name: hashlib.sha256(ssl.PEM_cert_to_DER_cert(one["ca"])).hexdigest()
+            for one in (online, *online["chain"]) for name in one["hashes"]}  # fmt: skip
 
 
-def _ask(deployment, host, timeout, pool, hashes):
+def _ask(deployment, host, timeout, pool, authorities):
     """What examine answers on the host, and how far its clock is off; or the DodasError instead."""
-    script = f"{Path(examine.__file__).read_text(encoding='utf-8')}\nanswer({ {'pool': pool, 'hashes': hashes}!r})\n"
+    question = {"pool": pool, "authorities": authorities}
+    script = f"{Path(examine.__file__).read_text(encoding='utf-8')}\nanswer({question!r})\n"
     try:
         command = deployment.ssh_as_root(host, "python3", "-u", "-c", shlex.quote(LOADER))
     except DodasError as error:
@@ -164,9 +168,10 @@ class Host:
     def __init__(self, deployment, name, answer, expected):
         self.deployment, self.name, self.answer, self.expected = deployment, name, answer, expected
 
-    def checks(self, pool):
-        """All checks of the host. pool: names of hosts whose startd is in it, None where nobody knows."""
-        found = [self._clock(), self._apps(), self._tls(), *self._directories()]
+    def checks(self, pool, online):
+        """All checks of the host. pool: names of hosts whose startd is in it, None where nobody knows; online: as
+        _authorities gives it."""
+        found = [self._clock(), self._apps(), self._tls(), *self._directories(), self._trust(online)]
         if "worker" in self.expected:
             found += [self._proxy(), self._pool(pool)]
         return [one for one in found if one]
@@ -239,6 +244,15 @@ class Host:
             return self._check("proxy", False, f"{proxy['path']} is missing or unreadable", advice=again)
         good = left >= min(PROXY_LEFT, (proxy["lifetime"] or HOUR) / 4)
         return self._check("proxy", good, span(left) if good else ended(left), left, again)
+
+    def _trust(self, online):
+        """The collector took the online CA's certificate when it started."""
+        trusted = self.answer["pool_trusts"]
+        if not trusted or not online:
+            return None
+        again = self._ssh("systemctl restart dodas-htcondor")
+        good = next(iter(online.values())) in trusted  # those above it are not asked for
+        return self._check("pool", good, "open" if good else "the collector does not trust the online CA", advice=again)
 
     def _pool(self, pool):
         if pool is None:

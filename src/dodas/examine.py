@@ -6,9 +6,11 @@ Nothing is judged here. Ends are seconds from now by the host's own clock, None 
 
 import calendar
 import glob
+import hashlib
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -19,21 +21,23 @@ STATES = "/run/dodas/apps"
 WORKER = "/etc/dodas/worker/renew.json"
 TLS = "/etc/dodas/*/tls.crt"
 GRID = "/etc/grid-security/certificates"
+POOL = "/var/lib/dodas/htcondor/ca.pem"
 
 
-def examine(pool, hashes):
-    """Everything about this host. pool: whether the collector is here, to be asked for its startds; hashes: of the
-    online CA and those above it, None where nobody knows them."""
+def examine(pool, authorities):
+    """Everything about this host. pool: whether the collector is here, to be asked for its startds; authorities:
+    {hash: fingerprint} of the online CA and those above it, None where nobody knows them."""
     config = _load(WORKER)
     wanted = config.get("ca_directory")
-    ours = GRID if hashes and any(os.path.exists(f"{GRID}/{one}.0") for one in hashes) else None
+    ours = GRID if any(os.path.exists(f"{GRID}/{one}.0") for one in authorities or ()) else None
     return {
         "apps": _apps(),
         "tls": {path.split("/")[-2]: _end(path) for path in sorted(glob.glob(TLS))},
         "proxy": config and {"path": config["output"], "lifetime": config.get("lifetime"),
                              "ends": proxy_ends(config["output"])},
-        "directories": {path: directory(path, hashes) for path in (wanted, ours) if path},
+        "directories": {path: directory(path, authorities) for path in (wanted, ours) if path},
         "pool": _pool() if pool else None,
+        "pool_trusts": fingerprints(POOL) if pool else None,
     }  # fmt: skip
 
 
@@ -98,18 +102,28 @@ def proxy_ends(path):
     return None if not ends or None in ends else min(ends)
 
 
-def directory(path, hashes=None):
-    """A CA directory, by the hash of each CA: what is wrong with it (texts), when certificate and list end. hashes:
-    those that must be there; without, those that are. None where there is no directory."""
+def fingerprints(path):
+    """Of the certificates in a file: SHA-256 in hex."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            found = PEM.findall(stream.read())
+        return [hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest() for pem in found]
+    except (OSError, ValueError):
+        return []
+
+
+def directory(path, authorities=None):
+    """A CA directory, by the hash of each CA: what is wrong with it (texts), when certificate and list end.
+    authorities: those that must be there; without, those that are. None where there is no directory."""
     if not os.path.isdir(path):
         return None
-    if hashes is None:
+    if authorities is None:
         stems = {re.sub(r"\.(\d+|r\d+|signing_policy)$", "", name) for name in os.listdir(path)}
-        hashes = sorted(stem for stem in stems if re.match(r"[0-9a-f]{8}$", stem))
-    return {stem: _authority(os.path.join(path, stem), stem) for stem in hashes}
+        authorities = dict.fromkeys(sorted(stem for stem in stems if re.match(r"[0-9a-f]{8}$", stem)))
+    return {stem: _authority(os.path.join(path, stem), stem, known) for stem, known in authorities.items()}
 
 
-def _authority(base, stem):
+def _authority(base, stem, known):
     wanted = ("0", "r0", "signing_policy")
     problems = [f"{stem}.{end} is missing" for end in wanted if not os.path.exists(f"{base}.{end}")]
     ends = lists = None
@@ -119,6 +133,8 @@ def _authority(base, stem):
             problems.append(f"{stem}.0 is no certificate")
         elif stem not in whose:
             problems.append(f"{stem}.0 is the certificate of another authority")
+        elif known and known not in fingerprints(base + ".0"):
+            problems.append(f"{stem}.0 is not the certificate that the authority has now")
     if os.path.exists(base + ".r0"):
         lists, whose = _look("crl", "-nextupdate", "-hash", "-hash_old", "-in", base + ".r0")
         if lists is None:
