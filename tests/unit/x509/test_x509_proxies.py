@@ -129,3 +129,40 @@ def test_non_critical_extension_is_refused_by_openssl_too(eec, keys, openssl_ver
         .sign(keys[0], hashes.SHA256())
     )
     assert openssl_verify(bare, eec) != ""
+
+
+def test_path_lengths_count_down(eec, keys, openssl_verify):
+    first = proxies.sign(eec, keys[0], keys[1].public_key(), 600, path_length=2)
+    second = proxies.sign(first, keys[1], keys[2].public_key(), 600)
+    third = proxies.sign(second, keys[2], keys[0].public_key(), 600, path_length=5)
+    assert [proxies.proxy_info(one).path_length for one in (first, second, third)] == [2, 1, 0]
+    assert openssl_verify(third, second, first, eec) == ""
+    held = proxies.inspect(files.credential_pem(third, keys[0], [second, first, eec]))
+    assert (held.path_length, held.chain) == (0, (third, second, first, eec))
+
+
+def test_inspect_takes_the_limits_of_those_above(eec, keys, monkeypatch):
+    first = proxies.sign(eec, keys[0], keys[1].public_key(), 600, "independent", path_length=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(proxies, "proxy_info", lambda _certificate: None)
+        second = proxies.sign(first, keys[1], keys[2].public_key(), 600, "limited")
+    held = proxies.inspect(files.credential_pem(second, keys[2], [first, eec]))
+    assert (held.info.path_length, held.path_length, held.policy) == (None, 1, "limited")
+    assert proxies.inspect(files.credential_pem(eec, keys[0])).policy is None
+
+
+def test_extensions_of_others(eec, keys, openssl_verify):
+    attributes = (proxies.VOMS_ATTRIBUTES, bytes.fromhex("3000"), False)
+    proxy = proxies.sign(eec, keys[0], keys[1].public_key(), 600, extensions=[attributes])
+    extension = proxy.extensions.get_extension_for_oid(x509.ObjectIdentifier(proxies.VOMS_ATTRIBUTES))
+    assert (extension.value.value, extension.critical) == (b"0\0", False)
+    assert openssl_verify(proxy, eec) == ""
+    below = proxies.sign(proxy, keys[1], keys[2].public_key(), 60)
+    assert proxies.inspect(files.credential_pem(below, keys[2], [proxy, eec])).voms
+    plain = proxies.sign(eec, keys[0], keys[1].public_key(), 600)
+    assert not proxies.inspect(files.credential_pem(plain, keys[1], [eec])).voms
+    for oid in ("2.5.29.17", "2.5.29.19", "2.5.29.15", "2.5.29.37"):
+        with pytest.raises(proxies.ProxyError, match="takes no extension"):
+            proxies.sign(eec, keys[0], keys[1].public_key(), 600, extensions=[(oid, b"0\0", True)])
+    with pytest.raises(ValueError):  # its policy is said once
+        proxies.sign(eec, keys[0], keys[1].public_key(), 60, extensions=[(proxies.PROXY_CERT_INFO, b"0\0", True)])

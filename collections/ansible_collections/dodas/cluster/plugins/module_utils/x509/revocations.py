@@ -11,6 +11,7 @@ import contextlib
 import datetime as dt
 import json
 import threading
+import time
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import files, store
 from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import hashes, utcnow, x509
@@ -80,7 +81,7 @@ class Revocations:
 
     def _sign(self, last, revoked):
         now = utcnow()
-        number = int(now.timestamp())  # larger than any before even where the last list was lost
+        number = int(time.time() * 1000)  # larger than any before even where the last list was lost
         if last is not None:
             number = max(number, last.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1)
         builder = (
