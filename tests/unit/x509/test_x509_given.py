@@ -166,7 +166,8 @@ def test_document_makes_the_same_directory(intermediate, tmp_path, monkeypatch):
     for path in (tmp_path / "state" / "certificates").iterdir():
         assert (tmp_path / "copy" / path.name).read_bytes() == path.read_bytes()
     for wrong in ({"ca": 7}, {"hashes": ["../../x"]}, {"chain": "x"}, {"chain": [{}]}, {"crl": None},
-                  {"chain": [{**document, "crl": 7}]}, {"chain": [{**document, "hashes": ["/etc/passwd"]}]}):  # fmt: skip
+                  {"chain": [{**document, "crl": 7}]},
+                  {"chain": [{**document, "hashes": ["/etc/passwd"]}]}):  # fmt: skip
         monkeypatch.setattr(client, "call", lambda _url, wrong=wrong, **_options: {**document, **wrong})
         with pytest.raises(client.ClientError):
             client.fetch_authority("https://credentials.test")
