@@ -232,7 +232,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.x509 import (
 ADVICE = {
     None: "Is it reachable from this host, and does ca have the authority of its web server?",
     400: "The request is not one that it takes: look at kind, lifetime and policy.",
-    401: "It does not take the token: is it for this service, has it ended, and are the clocks right?",
+    401: "It does not take the token: is it for this service and with a scope, has it ended, are the clocks right?",
     403: "No rule of the service gives this to the bearer of the token.",
     429: "It is busy: try again later.",
     503: "It is not ready: try again later.",
