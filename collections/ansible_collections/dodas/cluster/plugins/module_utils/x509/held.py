@@ -264,7 +264,7 @@ def verify(held, directory):
 
 def seconds(text):
     """Seconds from ``43200``, ``12h``, ``90m``, ``7d``; a fraction such as ``0.5`` stays one. Raises ValueError."""
-    found = re.fullmatch(r"(\d{1,9})([smhd]?)|0?\.(\d{1,6})", text.strip())
+    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)|0?\.([0-9]{1,6})", text.strip())
     if not found or float(text.strip().rstrip("smhd")) == 0:
         raise ValueError(f"{text!r} is neither seconds, such as 43200 or 12h, nor a fraction, such as 0.5")
     return float(text) if found[3] else int(found[1]) * UNITS[found[2]]
