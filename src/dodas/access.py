@@ -548,7 +548,7 @@ def _show_checks(checks):
     table = show.table("host", *columns)
     for host in dict.fromkeys(one.host for one in checks if one.host):
         found = {one.name: one for one in checks if one.host == host}
-        if "reachable" in found:
+        if "connection" in found:
             table.add_row(host, *["[red]✗[/] unreachable", *[""] * (len(columns) - 1)])
             continue
         table.add_row(host, *[_cell(found.get(name)) for name in columns])

@@ -59,7 +59,7 @@ def look(deployment, timeout=20):
     for host, answer in answers.items():
         if isinstance(answer, DodasError):
             advice = f"see that it runs and that this machine reaches it; {deployment.command('up')} mends what it can"
-            checks.append(Check(host, "reachable", False, str(answer), advice=advice))
+            checks.append(Check(host, "connection", False, str(answer), advice=advice))
         else:
             checks += Host(deployment, host, answer, expected[host]).checks(pool, online)
     return checks
@@ -80,9 +80,11 @@ def _ask(deployment, host, timeout, pool, authorities):
     question = {"pool": pool, "authorities": authorities}
     script = f"{Path(examine.__file__).read_text(encoding='utf-8')}\nanswer({question!r})\n"
     try:
-        command = deployment.ssh_as_root(host, "python3", "-u", "-c", shlex.quote(LOADER))
+        ssh, *command = deployment.ssh_as_root(host, "python3", "-u", "-c", shlex.quote(LOADER))
     except DodasError as error:
         return error
+    # Not by a connection that is open still: whether one can be made is part of the question.
+    command = [ssh, "-o", "ControlPath=none", *command]
     with tempfile.TemporaryFile("w+", errors="replace") as errors, subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
     ) as process:
@@ -213,7 +215,8 @@ class Host:
         again = f"{self.deployment.command('up')} makes it anew"
         if left is None:
             return self._check("certificates", False, f"that of {service} cannot be read", advice=again)
-        return self._check("certificates", left >= CERTIFICATE_LEFT, f"{service} {span(left)}", left, again)
+        good = left >= CERTIFICATE_LEFT
+        return self._check("certificates", good, span(left) if good else f"that of {service} {ended(left)}", left, again)
 
     def _directories(self):
         again = f"{self._renew()} fetches it again" if "worker" in self.expected else "see who installs it there"
@@ -231,7 +234,7 @@ class Host:
             if problem:
                 return self._check("CA directory", False, f"{path}: {problem}", advice=again)
         left = min(one["list_ends"] for one in authorities.values())
-        return self._check("CA directory", True, f"list {span(left)}", left)
+        return self._check("CA directory", True, span(left), left)
 
     def _renew(self):
         return self._ssh("podman exec dodas-worker worker-renew --once --now --deadline 20")
@@ -255,8 +258,8 @@ class Host:
         return self._check("pool", good, "open" if good else "the collector does not trust the online CA", advice=again)
 
     def _pool(self, pool):
-        if pool is None:
-            return self._check("pool", None, "unknown")
+        if pool is None or self.answer["apps"].get("worker", {}).get("unit") != "active":
+            return self._check("pool", None, "unknown" if pool is None else "stopped")
         advice = self.deployment.command(f"logs worker --host {self.name}")
         found = "joined" if self.name in pool else "its startd is not in the pool"
         return self._check("pool", self.name in pool, found, advice=advice)
