@@ -52,7 +52,8 @@ class ServiceSection(BaseModel):
     """A service of WaTTS, in the configuration.
 
     command: of a plugin; without one, it is the service's own X.509 certificates. parameters: the plugin's conf_params;
-    for certificates lifetime (seconds). input: how the plugin gets its request, which everybody on the host can read in
+    for certificates lifetime (seconds), and what DELETE does: ``revoke``, or ``forget`` for clients that delete at once
+    what they go on to use. input: how the plugin gets its request, which everybody on the host can read in
     its arguments (argv); auto: as the plugin says that it can. pass_access_token: give the plugin the user's. timeout:
     seconds of one action. limit: credentials that a user may have at a time. groups: whose members may use it; default:
     all users of the issuers, and for certificates those whom a rule lets have them.
@@ -73,9 +74,11 @@ class ServiceSection(BaseModel):
     @validate_model(mode="after")
     def _consistent(self) -> ServiceSection:
         if self.command is None:
-            lifetime = self.parameters.get("lifetime", 1)
-            if set(self.parameters) - {"lifetime"} or type(lifetime) is not int or lifetime < 1:
-                raise ValueError("without a command the only parameter is lifetime, in seconds")
+            lifetime, delete = self.parameters.get("lifetime", 1), self.parameters.get("delete", "revoke")
+            if set(self.parameters) - {"lifetime", "delete"} or type(lifetime) is not int or lifetime < 1:
+                raise ValueError("without a command the parameters are lifetime, in seconds, and delete")
+            if delete not in ("revoke", "forget"):
+                raise ValueError("delete is revoke or forget")
         elif not self.command[0].startswith("/"):
             raise ValueError("the first word of command is the path of a program")
         return self

@@ -166,7 +166,8 @@ class Watts:
         if section is None:
             raise Refusal(409, "invalid_request", "no_service", "the service of this credential is no more")
         if section.command is None:
-            self._service.revoke(token, int(record["state"]), None, peer, owned=True)
+            if section.parameters.get("delete") != "forget":
+                self._service.revoke(token, int(record["state"]), None, peer, owned=True)
         else:
             self._plugins[section.id].revoke(token, access_token, record["state"])
             self._service.audit.write("revoked", kind=f"plugin {section.id}", **_who(token, peer))

@@ -410,6 +410,7 @@ def test_who_must_wait_too_long_is_told(make, monkeypatch, caplog):
         {"id": "a", "limit": 0},
         {"id": "a", "parameters": {"lifetime": "1"}},
         {"id": "a", "parameters": {"kind": "proxy"}},
+        {"id": "a", "parameters": {"delete": "both"}},
         {"id": "a", "unknown": 1},
     ],
 )
