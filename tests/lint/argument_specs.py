@@ -3,17 +3,20 @@
 """argument_specs.py ROLE...: what a role's defaults say and what its argument specification says is the same.
 
 A variable that a role needs is `required` and has no default. Any other has one, the same in defaults/main.yml and
-meta/argument_specs.yml. Public names begin with the role's name, those of vars/ with an underscore before it.
+meta/argument_specs.yml. Public names begin with the role's name, those of vars/ with an underscore before it. What may
+be a secret by its name says whether it is one: `no_log`.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import yaml
 
 ABSENT = object()
+SECRET = re.compile(r".*_(keys?|secrets?|passwords?|tokens?)")
 
 
 def read(path):
@@ -37,6 +40,8 @@ def problems(role):
         for key in ("type", "description"):
             if key not in spec:
                 yield f"{name} has no {key}"
+        if SECRET.fullmatch(name) and "no_log" not in spec:
+            yield f"{name} may be a secret and does not say no_log"
         if spec.get("required"):
             if name in defaults or "default" in spec:
                 yield f"{name} is required and has a default"
