@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Each target makes what it needs first (tests/setup): Debian packages and a virtual environment outside the repository.
 RUN := tests/setup
-PARTS := lint unit molecule integration
+PARTS := lint unit conformance molecule integration
 
 .DEFAULT_GOAL := help
 .PHONY: help test $(PARTS) docs pins clean
@@ -9,7 +9,7 @@ PARTS := lint unit molecule integration
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
 
-test: ## lint, unit, molecule and integration, and how long each took
+test: ## lint, unit, conformance, molecule and integration, and how long each took
 	@$(RUN) tests/timed $(PARTS)
 
 lint: ## what can be said without running anything
@@ -17,6 +17,9 @@ lint: ## what can be said without running anything
 
 unit: ## libraries and services, on loopback
 	@$(RUN) pytest -n 4 --dist loadfile tests/unit
+
+conformance: ## credentials before foreign verifiers, and attacks
+	@$(RUN) pytest tests/conformance
 
 molecule: ## roles, on hosts that are containers
 	@$(RUN) molecule test --all
