@@ -114,6 +114,8 @@ def sign(
         raise ProxyError(f"policy {policy!r} is none of {', '.join(POLICIES)}")
     if path_length is not None and not 0 <= path_length < 2**31:
         raise ProxyError("path_length must be 0 or more")
+    if issuer_key.public_key() != issuer.public_key():
+        raise ProxyError("the key is not that of the issuer")
     parent = proxy_info(issuer)
     if parent and parent.path_length == 0:
         raise ProxyError("the issuer is a proxy that may not sign another")
