@@ -26,6 +26,8 @@ class Refusal(Exception):
             if self.reason != "no_token":
                 challenge += f', error="{self.error}", error_description="{self.reason}"'
             headers["WWW-Authenticate"] = challenge
+        if self.status in (408, 413) or self.reason == "two_lengths":
+            headers["Connection"] = "close"  # nobody waits for the rest of the body
         if self.status == 503:
             headers["Retry-After"] = str(RETRY_SECONDS)
         body = {"error": self.error, "reason": self.reason, "message": str(self), **self.more}

@@ -173,7 +173,7 @@ def _write_if_new(path: str, data: bytes) -> None:
 def inspect(config: Config) -> proxies.Inspection | None:
     """What output holds now, or None where that is nothing usable."""
     try:
-        return proxies.inspect(Path(config.output).read_bytes())
+        return proxies.inspect(files.read(config.output))
     except (OSError, ValueError):
         return None
 

@@ -10,6 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dodas.credentials.app import application
 from dodas.credentials.config import Config
+from dodas.credentials.refusal import Refusal
 from dodas.credentials.service import Service
 
 IDLE_SECONDS = 10
@@ -44,11 +45,27 @@ class Protocol(H11Protocol):
             self.transport.close()
 
 
+def one_length(application):
+    """Refuse a request that tells its length in two ways: a proxy before us may have believed the other, and what it
+    took for a body would be a request here (RFC 9112, 6.1).
+    """
+
+    async def checked(scope, receive, send):
+        names = {name for name, _value in scope.get("headers", ())}
+        if names >= {b"content-length", b"transfer-encoding"}:
+            refusal = Refusal(400, "invalid_request", "two_lengths", "Content-Length or Transfer-Encoding, not both")
+            await refusal.response()(scope, receive, send)
+        else:
+            await application(scope, receive, send)
+
+    return checked
+
+
 def server(config: Config, service: Service) -> uvicorn.Server:
     """The web server, ready to run. Raises OSError for its certificate."""
     listen = config.listen
     settings = uvicorn.Config(
-        application(service),
+        one_length(application(service)),
         host=listen.address,
         port=listen.port,
         ssl_certfile=str(listen.certfile),

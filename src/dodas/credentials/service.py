@@ -88,7 +88,7 @@ class Service:
             scheme, _, text = headers[0].partition(" ")
             if len(headers) > 1 or scheme.lower() not in ("bearer", "basic"):
                 raise Refusal(401, "invalid_token", "scheme", "one Authorization: Bearer is needed")
-            text = text.strip()
+            text = text.strip(" ")
             if scheme.lower() == "basic":
                 return self._basic(text)
             verifier = self.joins if self.joins and self.joins.claims(text) else self.verifier

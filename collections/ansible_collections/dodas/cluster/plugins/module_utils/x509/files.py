@@ -52,14 +52,22 @@ def _sync_folder(folder):
 
 
 def read(path):
-    """The bytes of a file."""
-    with open(path, "rb") as stream:
+    """The bytes of a file. Raises OSError, also for what is no regular file: a FIFO would keep us waiting."""
+    with open(path, "rb", opener=_regular) as stream:
         return stream.read()
+
+
+def _regular(path, flags):
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(f"{path} is not a regular file")
 
 
 def read_private(path):
     """The bytes of a secret file. Raises PermissionError when others than its owner can read or write it."""
-    with open(path, "rb") as stream:
+    with open(path, "rb", opener=_regular) as stream:
         mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
         if mode & 0o077:
             raise PermissionError(f"{path} has mode {mode:04o}: it must be 0600")
