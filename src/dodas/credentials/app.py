@@ -169,7 +169,7 @@ class _Api:
 
     async def delegate(self, request: Request) -> Response:
         token = await self._token(request)
-        text = request.headers["authorization"].partition(" ")[2].strip()
+        text = request.headers["authorization"].partition(" ")[2].strip(" ")
         await read_body(request)
         made = await run_in_threadpool(self._service.delegate, token, text, peer(request))
         return JSONResponse(made, 201, {"Cache-Control": "no-store"})
@@ -197,6 +197,10 @@ class _Api:
 
     async def ca_pem(self, _request: Request) -> Response:
         return Response(self._service.authority.ca_pem, media_type=PEM)
+
+    async def chain_pem(self, _request: Request) -> Response:
+        ca = self._service.authority
+        return Response(ca.ca_pem + ca.chain_pem, media_type=PEM)
 
     async def crl_pem(self, _request: Request) -> Response:
         return Response(self._service.authority.crl_pem, media_type=PEM)
@@ -243,6 +247,7 @@ def application(service: Service) -> Starlette:
         Route("/get_proxy", _answered(api.get_proxy)),
         Route("/v1/authority", api.authority),
         Route("/v1/authority/ca.pem", api.ca_pem),
+        Route("/v1/authority/chain.pem", api.chain_pem),
         Route("/v1/authority/crl.pem", api.crl_pem),
         Route("/health", api.health),
         Route("/metrics", api.metrics),
