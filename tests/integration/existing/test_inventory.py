@@ -56,8 +56,8 @@ def unknown_backend(_groups, variables):
     [
         (no_htcondor, "group htcondor must have one host"),
         (two_htcondor, "group htcondor must have one host"),
-        (no_credentials, "group credentials must have one host"),
-        (nothing_at_all, "group credentials must have one host; group conditions must have one host"),
+        (no_credentials, "group credentials must have 1 or 2 hosts"),
+        (nothing_at_all, "group conditions must have one host"),
         (two_consul, "group consul must have 1, 3 or 5 hosts"),
         (no_worker, "group worker must have a host"),
         (shared_port, "front-1 cannot be in htcondor and in worker, which use the same port"),

@@ -16,7 +16,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import 
 from guests import Guests
 
 ROOT = Path(__file__).parents[3]
-ORDER = ("bad_input", "newcomer", "lifetimes", "trust", "faults", "place", "interrupted", "gone")
+ORDER = ("bad_input", "newcomer", "lifetimes", "trust", "faults", "place", "interrupted", "two_instances", "gone")
 PYTHON = "PYTHONPATH=/opt/dodas/src:/opt/dodas/collections"
 # Values that change whatever one does, and those of interfaces, which come and go with these.
 COUNTERS = re.compile(
@@ -193,6 +193,12 @@ def _processes():
         if re.search(rb"conmon|aardvark|podman|crun|ansible|ssh", words[0] + b" ".join(words[1:2])):
             found.add(f"{path.parts[2]} {b' '.join(words).decode(errors='replace')[:100]}")
     return found
+
+
+@pytest.fixture
+def cluster_of(dodas):
+    """The cluster of a name."""
+    return lambda name: Cluster(dodas, name)
 
 
 @pytest.fixture
