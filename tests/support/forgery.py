@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import re
 import socket
 import ssl
 import threading
@@ -191,4 +192,4 @@ def receive(connection) -> bytes:
 
 def statuses(answer: bytes) -> list[int]:
     """The status of each response in what came back."""
-    return [int(line.split()[1]) for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]

@@ -222,7 +222,17 @@ def san(*names):
 
 
 def usage(**on):
-    names = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]  # fmt: skip
+    names = [
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    ]
     return x509.KeyUsage(**{name: on.get(name, False) for name in names}), True
 
 
@@ -259,15 +269,45 @@ ASKED = cases(
     eku_any=([(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]), False)], ()),
     eku_ocsp=([(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), False), (x509.OCSPNoCheck(), False)], ()),
     proxy=([(x509.UnrecognizedExtension(PROXY_INFO, bytes.fromhex("300c300a06082b06010505071501")), True)], ()),
-    proxy_lax=([(x509.UnrecognizedExtension(PROXY_INFO, bytes.fromhex("300f020105300a06082b06010505071501")), False)], ()),
+    proxy_lax=(
+        [(x509.UnrecognizedExtension(PROXY_INFO, bytes.fromhex("300f020105300a06082b06010505071501")), False)],
+        (),
+    ),
     voms=([(x509.UnrecognizedExtension(VOMS, b"\x30\x00"), False)], ()),
-    crl=([(x509.CRLDistributionPoints([x509.DistributionPoint(
-        [x509.UniformResourceIdentifier("http://evil.example/crl")], None, None, None)]), False)], ()),
-    ocsp=([(x509.AuthorityInformationAccess([x509.AccessDescription(
-        x509.AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier("http://evil.example"))]), False)], ()),
+    crl=(
+        [
+            (
+                x509.CRLDistributionPoints(
+                    [
+                        x509.DistributionPoint(
+                            [x509.UniformResourceIdentifier("http://evil.example/crl")], None, None, None
+                        )
+                    ]
+                ),
+                False,
+            )
+        ],
+        (),
+    ),
+    ocsp=(
+        [
+            (
+                x509.AuthorityInformationAccess(
+                    [
+                        x509.AccessDescription(
+                            x509.AuthorityInformationAccessOID.OCSP,
+                            x509.UniformResourceIdentifier("http://evil.example"),
+                        )
+                    ]
+                ),
+                False,
+            )
+        ],
+        (),
+    ),
     name_constraints=([(x509.NameConstraints([x509.DNSName("evil.example")], None), True)], ()),
     unknown_critical=([(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), True)], ()),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
