@@ -33,13 +33,13 @@ class _Https(urllib.request.HTTPSHandler):
         super().__init__(context=context)
         self._resolve = resolve or {}
 
-    def https_open(self, request):
+    def https_open(self, req):
         def connection(host, **options):
             made = http.client.HTTPSConnection(host, **options)
             made._create_connection = self._connect
             return made
 
-        return self.do_open(connection, request, context=self._context)
+        return self.do_open(connection, req, context=self._context)
 
     def _connect(self, address, *options, **more):
         host, port = address
@@ -72,9 +72,10 @@ def fetch(
     check_url(url)
     deadline = time.monotonic() + timeout
     try:
-        opener = urllib.request.build_opener(
-            _Https(ssl.create_default_context(cafile=cafile), resolve), _NoRedirects
-        )
+        handlers = [_Https(ssl.create_default_context(cafile=cafile), resolve), _NoRedirects]
+        if urllib.parse.urlsplit(url).hostname in (*LOOPBACK, *(resolve or ())):
+            handlers.append(urllib.request.ProxyHandler({}))  # no proxy of the environment can reach these
+        opener = urllib.request.build_opener(*handlers)
         request = urllib.request.Request(url, data=data, headers=headers or {}, method=method)
         with opener.open(request, timeout=timeout) as response:
             return _read(response, url, deadline, limit)
