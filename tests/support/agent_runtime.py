@@ -17,9 +17,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import image_store
+from ansible_collections.dodas.cluster.plugins.module_utils.images import build, catalogue
+from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman, image_store
 
-AGENT = Path(__file__).parents[2] / "roles/container_engine/files/dodas_agent.py"
+ROOT = Path(__file__).resolve().parents[2]
+AGENT = ROOT / "roles/container_engine/files/dodas_agent.py"
 
 
 def free_port():
@@ -167,11 +169,16 @@ class RealConsul:
             self.process = None
 
 
-def consul_program():
-    """A real Consul: the one installed, or that of the hosts' image where it was built."""
-    found = shutil.which("consul")
-    candidates = [found] if found else map(str, image_store().glob("overlay/*/diff/usr/bin/consul"))
-    return next((one for one in candidates if os.access(one, os.X_OK)), None)
+def consul_program(tmp_path):
+    """A real Consul: the one installed, or that of the hosts' image, which is built where it is not there yet."""
+    installed = shutil.which("consul")
+    if installed or os.geteuid() != 0:
+        return installed
+    podman = Podman(tmp_path / "world")
+    podman.configure()
+    images = catalogue.with_parents(catalogue.catalogue(ROOT / "containers", ROOT), ["host"])
+    build.build(podman, images, ROOT)
+    return str(next(image_store().glob("overlay/*/diff/usr/bin/consul")))
 
 
 SYSTEMCTL = f"""#!/bin/sh

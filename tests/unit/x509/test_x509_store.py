@@ -2,6 +2,7 @@
 import os
 import stat
 import threading
+import uuid
 
 import pytest
 
@@ -16,17 +17,25 @@ def directory(tmp_path):
     return store.Directory(tmp_path / "state")
 
 
-@pytest.fixture(params=["directory", "consul"])
-def plain(request, tmp_path):
-    if request.param == "directory":
-        yield store.Directory(tmp_path / "state")
-        return
-    program = consul_program()
+@pytest.fixture(scope="module")
+def consul(tmp_path_factory):
+    """Address of a Consul, or None."""
+    program = consul_program(tmp_path_factory.mktemp("program"))
     if program is None:
-        pytest.skip("there is no consul on this machine")
-    server = RealConsul(program, tmp_path)
-    yield store.Consul(f"http://127.0.0.1:{server.port}", "dodas/credentials")
+        yield None
+        return
+    server = RealConsul(program, tmp_path_factory.mktemp("consul"))
+    yield f"http://127.0.0.1:{server.port}"
     server.stop()
+
+
+@pytest.fixture(params=["directory", "consul"])
+def plain(request, tmp_path, consul):
+    if request.param == "directory":
+        return store.Directory(tmp_path / "state")
+    if consul is None:
+        pytest.skip("an image with consul needs root")
+    return store.Consul(consul, f"dodas/{uuid.uuid4()}")
 
 
 @pytest.fixture
