@@ -53,7 +53,7 @@ class Box:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.chmod(0o755)
-        self.podman = Podman(folder.with_name(f"{folder.name}-podman"))
+        self.podman = Podman(home_of(folder))
         self.podman.configure()
         images = catalogue.catalogue(IMAGES, ROOT)
         build.build(self.podman, list(images.values()), ROOT)
@@ -82,16 +82,13 @@ class Box:
 
     def stop(self):
         """End all that runs in it, and remove what podman keeps of it."""
-        self._process.stdin.close()
-        self._process.wait(SECONDS)
-        self._process.stdout.close()
         for server in self._servers:
+            server.kill()
             server.wait(SECONDS)
-        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
-        for mount in sorted((one for one in mounts if one.startswith(f"{self.podman.home}/")), reverse=True):
-            subprocess.run(["umount", mount], check=False, timeout=SECONDS)
-        for path in (self.podman.home.parent, self.podman.run_dir):
-            shutil.rmtree(path)
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(SECONDS)
+        remove_store(self.podman)
 
     def command(self, *command, **environment):
         """The arguments that run a command in it, in no environment but the one given."""
@@ -122,6 +119,20 @@ class Box:
 
 
 
+def home_of(folder):
+    """Where podman keeps what it needs for a Box of that folder."""
+    return folder.with_name(f"{folder.name}-podman")
+
+
+def remove_store(podman):
+    """Remove what podman keeps, once it has no container."""
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+    for mount in sorted((one for one in mounts if one.startswith(f"{podman.home}/")), reverse=True):
+        subprocess.run(["umount", mount], check=True, timeout=SECONDS)
+    for path in (podman.home.parent, podman.run_dir):
+        shutil.rmtree(path)
+
+
 def voms_attributes(box, world, person):
     """DER of VOMS attributes for a person, signed by the host of the world, whom the verifiers trust with that."""
     shown, made = box.folder / "voms-person.pem", box.folder / "voms-proxy.pem"
@@ -146,11 +157,12 @@ class Verifier:
     name = ""
     package = ""
     good = "proxy"  # a shape that it takes for sure
-    log: Path | None = None
+    logs = "none.log"
     beside: type | None = None  # the verifier whose server it is a part of
 
     def __init__(self, box: Box):
         self.box = box
+        self.log = box.folder / self.logs
 
     def start(self):
         """Start what it consists of."""
@@ -196,8 +208,7 @@ class Verifier:
 
     def fail(self, problem):
         """Raises VerifierError."""
-        end = f"; the end of its log: {self.read()[-800:]}" if self.log else ""
-        raise VerifierError(f"{self.name}: {problem}{end}")
+        raise VerifierError(f"{self.name}: {problem}; the end of its log: {self.read()[-800:]}")
 
     def read(self, mark=0):
         """What it logged since it had logged so many bytes."""
@@ -243,10 +254,10 @@ class Globus(Verifier):
 
     name = "Globus"
     package = "myproxy-server"
+    logs = "myproxy.log"
     port = 7512
 
     def start(self):
-        self.log = self.box.folder / "myproxy.log"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         listener.bind(str(self.box.root / "dev" / "log"))
         threading.Thread(target=self._listen, args=(listener,), daemon=True).start()
@@ -278,11 +289,11 @@ class Globus(Verifier):
                 return Verdict(ACCEPTED)
             self.fail(f"its client is served, but not authenticated: {output}")
         mark = self.mark()
-        self.tls(self.port, path)
-        ended = self.await_log(r"(Error authenticating client: GSS[^<]*)<.*Exiting|Authenticated client", mark)
-        if ended and ended[1]:
-            return Verdict(REFUSED, ended[1])
-        return self.fail(f"its client says {output}, and the server nothing of that")
+        if "Connection refused" not in (answer := self.tls(self.port, path)):
+            ended = self.await_log(r"(Error authenticating client: GSS[^<]*)<.*Exiting|Authenticated client", mark)
+            if ended and ended[1]:
+                return Verdict(REFUSED, ended[1])
+        return self.fail(f"its client says {output}, another {answer}")
 
 
 class Voms(Verifier):
@@ -314,10 +325,10 @@ class XRootD(Verifier):
 
     name = "XRootD gsi"
     package = "xrootd-server"
+    logs = "xrootd.log"
     port, http_port = 1094, 8443
 
     def start(self):
-        self.log = self.box.folder / "xrootd.log"
         folder = self.box.folder / "xrootd"
         (folder / "data").mkdir(parents=True)
         (folder / "data" / "file").write_text("hello\n", encoding="utf-8")
@@ -391,10 +402,8 @@ class XrdHttp(Verifier):
     path, content = "/data/file", r"^hello$"
     refusal = r"CertVerify: Error \d+ at depth \d+ \[[^]]*\]"
     statuses = ("000",)
+    logs = XRootD.logs
     beside = XRootD
-
-    def start(self):
-        self.log = self.box.folder / "xrootd.log"
 
     def ask(self, path):
         mark = self.mark()
@@ -409,7 +418,7 @@ class XrdHttp(Verifier):
             code = (re.findall(r"^HTTP/1.1 (\d+)", answer, re.M) or ["000"])[0]
         if code == "200" and re.search(self.content, answer, re.M):
             return Verdict(ACCEPTED)
-        if code in self.statuses and (refused := self.await_log(self.refusal, mark)):
+        if code in self.statuses and status != 7 and (refused := self.await_log(self.refusal, mark)):
             return Verdict(REFUSED, refused[0])
         return self.fail(f"{status}, {code}: {answer}")
 
@@ -420,6 +429,7 @@ class Nginx(XrdHttp):
     name = "nginx"
     package = "nginx-light"
     good = "EEC"
+    logs = "nginx.log"
     beside = None
     port = 9443
     path, content = "/", r"^CN=\w+,OU=workers,O=\w+,DC=dodas$"
@@ -427,10 +437,10 @@ class Nginx(XrdHttp):
     statuses = ("400",)
 
     def start(self):
-        self.log = self.box.folder / "nginx.log"
         (self.box.folder / "nginx.conf").write_text(
             f"""
             daemon off;
+            master_process off;
             pid /run/nginx.pid;
             error_log stderr info;
             events {{}}
@@ -459,10 +469,13 @@ class HTCondor(Verifier):
     name = "HTCondor"
     package = "condor"
     port = 9618
+    state = "/var/lib/dodas/htcondor"
+
+    def __init__(self, box):
+        super().__init__(box)
+        self.log = box.root / self.state[1:] / "log" / "CollectorLog"
 
     def start(self):
-        state = "/var/lib/dodas/htcondor"
-        self.log = self.box.root / state[1:] / "log" / "CollectorLog"
         folder = self.box.folder / "condor"
         folder.mkdir()
         self._render(folder)
@@ -471,13 +484,13 @@ class HTCondor(Verifier):
         status, said = self.run("sh", "-c", f"""
             set -e
             install -d /etc/dodas/htcondor /etc/dodas/tls
-            install -d -o condor -g condor {state} {state}/spool {state}/log {state}/execute
+            install -d -o condor -g condor {self.state} {self.state}/spool {self.state}/log {self.state}/execute
             install -d -o condor -g condor /run/condor /run/lock/condor
             cp {HERE}/condor/* /etc/dodas/htcondor
             cp {HERE}/host.crt /etc/dodas/htcondor/tls.crt
             cp {HERE}/host.key /etc/dodas/htcondor/tls.key
             cp {HERE}/ca.pem /etc/dodas/tls/ca.pem
-            cp {HERE}/ca.pem {state}/ca.pem
+            cp {HERE}/ca.pem {self.state}/ca.pem
         """)
         if status:
             self.fail(said)
