@@ -78,7 +78,7 @@ class Entry:
         crl = files.certificate_pem(self.crl) if self.crl is not None else None
         pem = files.certificate_pem(self.certificate)
         found = cadirectory.changes(directory, pem, crl, self.signing_policy, links)
-        there = [path for path, (old, _) in found.items() if old is not None and path.endswith(".signing_policy")]
+        there = [path for path, (old, _new) in found.items() if old is not None and path.endswith(".signing_policy")]
         return found if self.policy else {path: pair for path, pair in found.items() if path not in there}
 
     def describe(self):

@@ -16,23 +16,25 @@ from ansible_collections.dodas.cluster.plugins.module_utils.x509.tokens import T
 MAX_BYTES = 64 * 1024
 
 
-def find(environment=os.environ, uid=None):
-    """(token, where it was) by WLCG's bearer token discovery (10.5281/zenodo.3937438), for the user with this uid.
+def find(environment=None, uid=None):
+    """(token, where it was) by WLCG's bearer token discovery (10.5281/zenodo.3937438).
 
+    environment: a mapping, default this process's; uid: of the user, default this process's.
     Raises ClientError, with all the places where there was none, or with the one that holds no token.
     """
     token = from_environment(environment)
     return (token, "BEARER_TOKEN") if token else from_files(environment, uid)
 
 
-def from_environment(environment=os.environ):
+def from_environment(environment=None):
     """The token in BEARER_TOKEN; None where that is not set. Raises ClientError for what is no token."""
-    value = environment.get("BEARER_TOKEN", "").strip()
+    value = _surroundings(environment).get("BEARER_TOKEN", "").strip()
     return _checked(value, "BEARER_TOKEN") if value else None
 
 
-def from_files(environment=os.environ, uid=None):
+def from_files(environment=None, uid=None):
     """(token, path): of the file that BEARER_TOKEN_FILE names, else of the user's own. Raises ClientError."""
+    environment = _surroundings(environment)
     named = environment.get("BEARER_TOKEN_FILE")
     if named:
         return read(named, uid), named
@@ -98,6 +100,10 @@ def _locked(path):
         yield
     finally:
         os.close(descriptor)
+
+
+def _surroundings(environment):
+    return os.environ if environment is None else environment
 
 
 def _checked(text, where):

@@ -76,12 +76,13 @@ class Verifier:
         host = claims.get("sub")
         if not isinstance(host, str) or not HOST.fullmatch(host):
             raise TokenError("subject", "sub is no host name")
-        signed, _, signature = text.rpartition(".")
+        signed, _dot, signature = text.rpartition(".")
         expected = hmac.new(derive(self._secret, host), signed.encode(), hashlib.sha256).digest()
         if not hmac.compare_digest(_encode(expected), signature):
             raise TokenError("signature", "the token's signature is not valid")
         times = [claims.get(name) for name in ("iat", "exp")]
-        if not all(type(value) is int for value in times) or not isinstance(claims.get("csr"), str):
+        numbers = all(isinstance(value, int) and not isinstance(value, bool) for value in times)
+        if not numbers or not isinstance(claims.get("csr"), str):
             raise TokenError("malformed", "the token lacks iat, exp or csr")
         issued, expires = times
         now = time.time()

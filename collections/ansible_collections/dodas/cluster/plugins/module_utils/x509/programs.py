@@ -92,7 +92,7 @@ def _talk(process, name, data, deadline, timeout, limit):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise RunError("timeout", f"{name} did not end in {timeout:g} s")
-                ready = [key.fileobj for key, _ in selector.select(left)]
+                ready = [key.fileobj for key, _events in selector.select(left)]
                 if process.stdin in ready:
                     try:
                         unsent = unsent[process.stdin.write(unsent[:65536]) or 0 :]
@@ -116,7 +116,7 @@ def _talk(process, name, data, deadline, timeout, limit):
 
 def _read(pipe, held, most, selector):
     """Read what is there into held, but keep no more than one byte beyond most."""
-    for _ in range(64):
+    for _chunk in range(64):
         chunk = None if pipe.closed else pipe.read(65536)
         if not chunk:
             if chunk == b"":

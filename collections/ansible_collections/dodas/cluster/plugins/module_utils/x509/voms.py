@@ -36,7 +36,7 @@ PROBLEMS = (
     ("not known!", "unknown_vo", "VO {vo} is not in {vomses}"),
     ("Cannot verify AC", "untrusted", "{vomsdir} and {certdir} do not trust the VOMS server of {vo}"),
     ("unable to access trusted certificates", "no_authorities", "{certdir} is no directory of authorities"),
-    ("Certificate verification failed", "no_authorities", "{certdir} lacks the authorities of {dn}, or it is not valid"),
+    ("Certificate verification failed", "no_authorities", "{certdir} lacks the authorities of {dn}, or it is invalid"),
     ("None of the contacted servers", "unavailable", "the VOMS server of VO {vo} cannot be reached or hung up"),
 )
 
@@ -131,8 +131,8 @@ def _with_authority(certdir, authority, directory):
 
 def read(extension):
     """[Attribute] of an extension's DER; verifies no signature. Raises ValueError."""
-    ((_, certificates),) = der.elements(der.read(extension, der.SEQUENCE)[0])
-    return [_attribute(body) for _, body in der.elements(certificates)]
+    ((_tag, certificates),) = der.elements(der.read(extension, der.SEQUENCE)[0])
+    return [_attribute(body) for _tag, body in der.elements(certificates)]
 
 
 def of(certificate):
@@ -224,18 +224,18 @@ def _extension(pem):
 def _attribute(body):
     """RFC 5755: info {version, holder, issuer, signature, serial, validity, attributes}."""
     info = der.elements(der.read(body, der.SEQUENCE)[0])
-    _version, (_, holder), _issuer, _algorithm, _serial, (_, validity), (_, attributes) = info[:7]
-    (_, entity), *_ = der.elements(holder)  # baseCertificateID: issuer, serial
+    _version, (_t, holder), _issuer, _algorithm, _serial, (_t, validity), (_t, attributes) = info[:7]
+    (_t, entity), *_serial = der.elements(holder)  # baseCertificateID: issuer, serial
     serial = int.from_bytes(der.elements(entity)[1][1], "big", signed=True)
     not_before, not_after = (_time(tag, text) for tag, text in der.elements(validity))
-    for _, attribute in der.elements(attributes):
+    for _t, attribute in der.elements(attributes):
         if not attribute.startswith(der.oid(FQANS)):
             continue
-        _, (_, values) = der.elements(attribute)
-        (_, authority), (_, granted) = der.elements(der.read(values, der.SEQUENCE)[0])
-        ((_, uri),) = der.elements(authority)
-        vo, _, address = uri.decode("ascii").partition("://")
-        fqans = tuple(text.decode("ascii") for _, text in der.elements(granted))
+        _oid, (_t, values) = der.elements(attribute)
+        (_t, authority), (_t, granted) = der.elements(der.read(values, der.SEQUENCE)[0])
+        ((_t, uri),) = der.elements(authority)
+        vo, _separator, address = uri.decode("ascii").partition("://")
+        fqans = tuple(text.decode("ascii") for _t, text in der.elements(granted))
         return Attribute(vo, address, fqans, not_before, not_after, serial)
     raise ValueError("an attribute certificate without attributes")
 
