@@ -4,7 +4,7 @@ RUN := tests/setup
 PARTS := lint unit conformance molecule integration
 
 .DEFAULT_GOAL := help
-.PHONY: help test $(PARTS) docs pins clean
+.PHONY: help test $(PARTS) nightly docs pins clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,6 +26,10 @@ molecule: ## roles, on hosts that are containers
 
 integration: ## whole clusters, from a template to a finished job and back
 	@$(RUN) pytest tests/integration
+
+nightly: ## what takes too long for every change: names from 100,000 tokens, and a soak of 20 minutes
+	@HYPOTHESIS_PROFILE=nightly $(RUN) pytest -n 2 tests/unit/x509
+	@$(RUN) tests/bench/credentials/soak.py --minutes 20
 
 docs: ## reference of the collection, in build/docs
 	@$(RUN) tests/lint/run docs
