@@ -36,7 +36,8 @@ PROBLEMS = (
     ("not known!", "unknown_vo", "VO {vo} is not in {vomses}"),
     ("Cannot verify AC", "untrusted", "{vomsdir} and {certdir} do not trust the VOMS server of {vo}"),
     ("unable to access trusted certificates", "no_authorities", "{certdir} is no directory of authorities"),
-    ("Certificate verification failed", "no_authorities", "{certdir} lacks the authorities of {dn}, or it is invalid"),
+    ("Certificate verification failed", "no_authorities",
+     "{certdir} lacks the authorities of {dn}, or it is not valid"),  # fmt: skip
     ("None of the contacted servers", "unavailable", "the VOMS server of VO {vo} cannot be reached or hung up"),
 )
 
