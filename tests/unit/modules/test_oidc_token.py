@@ -130,6 +130,9 @@ def test_client_credentials(identity, provider, tmp_path):
         with identity.client() as http:
             claims = flows.claims(http, lookup(**options, **given, audience=AUDIENCE))
         assert (claims["client_id"], claims["aud"], claims["scope"]) == ("worker", AUDIENCE, "x509")
+    unknown = provider["issuer"].replace("127.0.0.1", "identity.test")
+    with pytest.raises(AnsibleError, match="certificate verify failed"):  # it was reached, and is not of that name
+        lookup(**{**options, "issuer": unknown}, client_secret="x", resolve={"identity.test": "127.0.0.1"})
     with pytest.raises(AnsibleError, match="invalid_client") as caught:
         lookup(**options, client_secret="s3cret-canary")
     assert "canary" not in str(caught.value)

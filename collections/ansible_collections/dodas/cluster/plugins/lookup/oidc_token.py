@@ -37,13 +37,13 @@ options:
       - For O(method=oidc_agent) this or O(account) is needed.
     type: str
   client_id:
-    description: The client, for the same three methods.
+    description: The client, for O(method=client_credentials), O(method=refresh_token) and O(method=device_code).
     type: str
   client_secret:
-    description: Secret of the client. One without a secret is public.
+    description: Secret of O(client_id). A client without one is public.
     type: str
   client_secret_file:
-    description: A file on the controller that holds the secret.
+    description: A file on the controller that holds the secret of O(client_id).
     type: path
   refresh_token_file:
     description:
@@ -71,6 +71,10 @@ options:
   cafile:
     description: PEM file on the controller of the authorities to trust for O(issuer). Default is the system's.
     type: path
+  resolve:
+    description: Addresses of names that the controller cannot look up, such as that of O(issuer).
+    type: dict
+    default: {}
   min_lifetime:
     description: Seconds that the token must last, as far as it tells.
     type: int
@@ -221,4 +225,4 @@ class LookupModule(LookupBase):
         return {name: self.get_option(name) for name in ("scope", "audience")}
 
     def _web(self):
-        return {name: self.get_option(name) for name in ("cafile", "timeout")}
+        return {name: self.get_option(name) for name in ("cafile", "timeout", "resolve")}

@@ -66,10 +66,10 @@ options:
         credential is due.
     type: str
   client_secret:
-    description: Its secret.
+    description: Secret of O(client_id).
     type: str
   issuer:
-    description: URL of its provider.
+    description: URL of the provider that knows O(client_id).
     type: str
   scope:
     description: Scopes to ask O(issuer) for, with spaces between.

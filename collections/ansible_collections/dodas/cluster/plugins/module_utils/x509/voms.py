@@ -37,7 +37,7 @@ PROBLEMS = (
     ("Cannot verify AC", "untrusted", "{vomsdir} and {certdir} do not trust the VOMS server of {vo}"),
     ("unable to access trusted certificates", "no_authorities", "{certdir} is no directory of authorities"),
     ("Certificate verification failed", "no_authorities",
-     "{certdir} lacks the authorities of {dn}, or it is not valid"),  # fmt: skip
+     "{certdir} lacks the authorities of {dn}, or it is not valid"),
     ("None of the contacted servers", "unavailable", "the VOMS server of VO {vo} cannot be reached or hung up"),
 )
 
