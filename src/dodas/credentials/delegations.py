@@ -17,7 +17,7 @@ import dataclasses
 import json
 import logging
 import random
-import secrets
+import socket
 import threading
 import time
 
@@ -102,7 +102,8 @@ class Delegations:
         self._store = kept
         self._ca = ca
         self._verifier = verifier
-        self._me = secrets.token_hex(8)
+        # The same after a restart, which goes on with what it had begun.
+        self._me = f"{socket.gethostname()} {config.listen.address} {config.listen.port}"
         self._held: dict[str, tuple[Delegation, tuple]] = {}
         self._stop = threading.Event()
         self._endpoints: dict[str, str] = {}
@@ -145,7 +146,7 @@ class Delegations:
 
     def get(self, number: str) -> Delegation | None:
         """The delegation of an id, or None."""
-        if not number.isalnum() or len(number) > 64:
+        if not (number.isascii() and number.isalnum() and len(number) <= 64):
             return None
         data, _version = self._store.read(f"delegations/{number}")
         return Delegation.decode(data) if data else None
@@ -278,7 +279,9 @@ class Delegations:
             return
         try:
             answer = self._fresh_tokens(found, section)
-            access, refresh, token = self._tokens(answer, found.issuer, found.subject)
+            if answer.get("refresh_token"):  # first of all: the old one is spent
+                found = self._change(number, refresh_token=answer["refresh_token"], intent=False) or found
+            access, _refresh, token = self._tokens(answer, found.issuer, found.subject)
         except client.ClientError as error:
             if error.code in ("invalid_grant", "invalid_client", "unauthorized_client", "access_denied"):
                 self._end(found, f"the issuer refuses: {error.code}")
@@ -288,11 +291,8 @@ class Delegations:
         except (Refusal, tokens.TokenError) as error:
             self._retry(found, str(error))
             return
-        now = time.time()
-        # First of all the new refresh token: the old one is spent.
-        fields = {"access_token": access, "access_issued": now, "access_expires": token.expires, "intent": False,
-                  "refresh_token": refresh or found.refresh_token}  # fmt: skip
-        found = self._change(number, **fields)
+        fields = {"access_token": access, "access_issued": time.time(), "access_expires": token.expires}
+        found = self._change(number, **fields, intent=False)
         if found is None:
             return
         decision = mapping.decide([rule], token, "proxy")
