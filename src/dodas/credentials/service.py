@@ -243,6 +243,8 @@ class Service:
                 owned = subject in mine
             if serial is None:
                 raise Refusal(400, "invalid_request", "bad_request", "name a certificate or a serial number")
+            if serial == self.authority.certificate.serial_number:
+                raise Refusal(400, "invalid_request", "bad_certificate", "the authority is not on its own list")
             if not owned and not self.is_admin(token):
                 raise Refusal(403, "access_denied", "not_yours", "the certificate is not yours")
             self.authority.revoke(serial)

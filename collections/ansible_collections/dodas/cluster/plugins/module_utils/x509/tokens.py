@@ -51,7 +51,7 @@ TOKEN_TYPES = ("jwt", "at+jwt", "application/at+jwt")
 class Verifier:
     """Verifies tokens of the issuers given; holds their keys. May be used from many threads.
 
-    replay: take each token once, by its jti.
+    replay: take each token once: by its jti, or where it is opaque by itself.
     """
 
     def __init__(self, issuers, replay=False):
@@ -62,9 +62,10 @@ class Verifier:
 
     def verify(self, text):
         """The Token of what a client sent (str). Raises TokenError."""
-        token = self._introspector.verify(text) if is_opaque(text) else self._verify_jwt(text)
+        opaque = is_opaque(text)
+        token = self._introspector.verify(text) if opaque else self._verify_jwt(text)
         if self._seen:
-            self._seen.add(token)
+            self._seen.add(token, text if opaque else token.claims.get("jti"))
         return token
 
     def _verify_jwt(self, text):
@@ -96,12 +97,11 @@ class Seen:
         self._lock = threading.Lock()
         self._until = {}
 
-    def add(self, token):
-        """Raises TokenError for a token that was added before."""
-        number = token.claims.get("jti")
+    def add(self, token, number):
+        """Raises TokenError for a token that was added before. number: what tells it from others of its issuer."""
         if not isinstance(number, str) or not number:
             raise TokenError("missing_claim", "the token has no jti, without which it could be replayed")
-        # By digest: a jti may be long.
+        # By digest: it may be long, and secret.
         name = hashlib.sha256(f"{token.issuer}\0{number}".encode("utf-8", "surrogatepass")).digest()
         now = time.time()
         with self._lock:
