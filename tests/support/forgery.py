@@ -98,7 +98,12 @@ class Forger:
         return self.sign(self.header(alg, **changes), self.claims(), alg, key)
 
 
-ABSENT = object()
+class _Absent:
+    def __repr__(self):
+        return "absent"
+
+
+ABSENT = _Absent()
 
 
 def pem(key, form="SubjectPublicKeyInfo", encoding="PEM") -> bytes:
