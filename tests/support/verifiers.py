@@ -12,6 +12,7 @@ import datetime as dt
 import json
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "tests" / "conformance" / "x509" / "images"
 HERE = "/srv/world"  # the world's folder, as the container sees it
 CERTIFICATES = f"{HERE}/certificates"
-SECONDS = 20
+SECONDS, START_SECONDS = 20, 60
 PEOPLE = ("alice", "mallory")
 ACCEPTED, REFUSED, UNSENT = "V", "x", "c"
 
@@ -70,10 +71,11 @@ class Box:
                 self._command, env=self.podman.environment(), start_new_session=True, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
-        self._servers = []
+        self._servers, self.closing = [], []
         try:
-            if self._process.stdout.readline() != b"ready\n":
-                raise VerifierError(f"the container of the verifiers: {self._log.read_text()[-500:]}")
+            ready, _writable, _failed = select.select([self._process.stdout], [], [], START_SECONDS)
+            if not ready or self._process.stdout.readline() != b"ready\n":
+                raise VerifierError(f"the container of the verifiers did not start: {self._log.read_text()[-500:]}")
             self.pid = int(self.podman.run("inspect", "--format", "{{.State.Pid}}", name))
         except BaseException:
             self.stop()
@@ -88,6 +90,8 @@ class Box:
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(SECONDS)
+        for one in self.closing:
+            one.shutdown(socket.SHUT_RDWR)
         remove_store(self.podman)
 
     def command(self, *command, **environment):
@@ -116,7 +120,6 @@ class Box:
     def version(self, package):
         """Of a package of Debian's."""
         return self.run("dpkg-query", "-W", "-f", "${source:Upstream-Version}", package)[1]
-
 
 
 def home_of(folder):
@@ -187,7 +190,7 @@ class Verifier:
 
     def await_ready(self, path):
         """Wait until it takes a good credential."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while True:
             try:
                 if self.ask(path).letter == ACCEPTED:
@@ -196,7 +199,7 @@ class Verifier:
             except VerifierError as error:
                 problem = str(error)
             if time.monotonic() > deadline:
-                self.fail(f"not ready in {SECONDS} s: {problem}")
+                self.fail(f"not ready in {START_SECONDS} s: {problem}")
             time.sleep(0.1)
 
     def judge(self, path, good):
@@ -261,6 +264,7 @@ class Globus(Verifier):
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         listener.bind(str(self.box.root / "dev" / "log"))
         threading.Thread(target=self._listen, args=(listener,), daemon=True).start()
+        self.box.closing.append(listener)
         store = self.box.folder / "myproxy"
         store.mkdir(mode=0o700)
         (store / "config").write_text('accepted_credentials "*"\nauthorized_retrievers "*"\n', encoding="utf-8")
@@ -274,9 +278,9 @@ class Globus(Verifier):
 
     def _listen(self, listener):
         """The container's system log: where the server says what it thinks."""
-        with open(self.log, "ab", 0) as stream:
-            while True:
-                stream.write(listener.recv(65536).rstrip(b"\0\n") + b"\n")
+        with listener, open(self.log, "ab", 0) as stream:
+            while message := listener.recv(65536):
+                stream.write(message.rstrip(b"\0\n") + b"\n")
 
     def ask(self, path):
         mark = self.mark()
