@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,12 @@ def test_output_up_to_the_limit_is_taken_whole(program):
 
 def test_a_flood_on_stderr_is_read_and_forgotten(program):
     path = program("import sys; sys.stderr.write('x' * 20_000_000); print('fine')")
-    result = programs.run([path])
+    tracemalloc.start()
+    try:
+        result = programs.run([path])
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
     assert result.stdout == b"fine\n"
     assert len(result.stderr) == programs.STDERR_BYTES
 

@@ -117,6 +117,21 @@ def test_another_instance_hands_out_what_one_has_made(service, behind):
     assert len(service.revoked) == 1
 
 
+def test_two_who_have_read_it_do_not_both_get_it(service, behind, monkeypatch):
+    other, key, write = watts.Watts(service), ask(behind), store.Sealed.write
+    got = []
+
+    def first_the_other(sealed, *arguments):
+        if not got:
+            got.append("asked")
+            got.append(other.fetch(token(), key))
+        write(sealed, *arguments)
+
+    monkeypatch.setattr(store.Sealed, "write", first_the_other)
+    assert reason(behind.fetch, token(), key) == "no_data"
+    assert got[1]["entries"]
+
+
 def test_users_are_told_apart_by_issuer_and_subject(behind):
     key = ask(behind)
     for other in (token("bob"), token(issuer="https://other/"), token("/alice", "https://iam.example.org")):
