@@ -185,6 +185,7 @@ def test_rules_of_proxies():
         ({"clip_to_token": "yes"}, "clip_to_token"),
         ({"issuer": "identity.example"}, "issuer must be a URL"),
         ({"issuer": "urn:dodas:"}, "issuer must be a URL"),
+        ({"issuer": "https://i\0"}, "issuer must be a URL"),
         ({"issuer": ["https://x"]}, "issuer must be text"),
         ({"dn": "/DC=dodas/CN={sub}{hash}{email}"}, "both sides"),
         ({"dn": "/DC=dodas/CN={hash}{hash}"}, "holds {hash} once"),
