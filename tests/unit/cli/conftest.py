@@ -24,6 +24,25 @@ ISSUER, URL = "https://identity.service.consul:8443", "https://credentials.servi
 NAMES = ("identity.service.consul", "credentials.service.consul")
 
 
+DNS = """import socket
+real = socket.getaddrinfo
+socket.getaddrinfo = lambda host, *more, **options: real({hosts!r}.get(host, host), *more, **options)
+"""
+
+
+class Service(Credentials):
+    """The credentials service in a process that knows some names; hosts: {name: address}."""
+
+    def __init__(self, directory, issuer, hosts):
+        super().__init__(directory, issuer)
+        (self.directory / "names").mkdir()
+        (self.directory / "names/sitecustomize.py").write_text(DNS.format(hosts=hosts))
+
+    def command(self):
+        arguments, environment = super().command()
+        return arguments, {**environment, "PYTHONPATH": f"{environment['PYTHONPATH']}:{self.directory / 'names'}"}
+
+
 class Site:
     """address: of both services. What is asked of the command line goes through `run` or, in a process, `start`."""
 
@@ -40,7 +59,7 @@ class Site:
         certificate = ca.issue_host(key.public_key(), "services", NAMES, [self.address])
         (folder / "identity").mkdir()
         self.identity = Identity(folder / "identity")
-        self.credentials = Credentials(folder / "credentials", self.identity)
+        self.credentials = Service(folder / "credentials", self.identity, dict.fromkeys(NAMES, self.address))
         for config in (self.identity.config, self.credentials.config):
             files.write(config / "cert.pem", files.certificate_pem(certificate))
             files.write(config / "key.pem", files.key_pem(key))
@@ -61,12 +80,13 @@ class Site:
             client["scopes"] = ["openid", "offline_access", "wlcg", "wlcg.groups"][0 if client.get("public") else 1 :]
         settings = self.credentials.settings
         settings["listen"] |= {"address": self.address, "port": 8444}
-        # the CA of the hosts is what the services trust, and this machine sees the provider by its address
         settings["issuers"][0] |= {"issuer": ISSUER, "audience": URL, "cafile": str(self.cafile)}
-        settings["issuers"][0] |= {"jwks_uri": f"https://{self.address}:8443/jwks", "scope": "wlcg offline_access"}
+        settings["issuers"][0] |= {"scope": "wlcg wlcg.groups offline_access"}
         for rule in settings["rules"]:
             if rule["name"] in ("workers", "people"):
                 rule["issuer"] = ISSUER
+            if rule["name"] == "people":
+                rule["delegate"] = True
         self.credentials.url, self.credentials.cafile = f"https://{self.address}:8444", str(self.cafile)
 
     def start_services(self):

@@ -33,6 +33,43 @@ def test_refused_token_says_why(site):
     assert failed.startswith("dodas: the credentials service refused: ") and "(malformed)" in failed
 
 
+def test_delegation_is_given_listed_and_taken_back(logged_in):
+    assert logged_in.run("credentials", "list").stdout == "0 delegations\n"
+    made = logged_in.json("credentials", "delegate")
+    assert made["subject"].startswith("/DC=dodas/O=test/OU=people/CN=alice ")
+    shown = logged_in.run("credentials", "list").stdout
+    assert made["id"] in shown and "good" in shown and shown.endswith("1 delegation\n")
+    assert [one["id"] for one in logged_in.json("credentials", "list")] == [made["id"]]
+    assert made["id"] in complete(logged_in, "credentials", "withdraw", "")
+    assert f"{made['id']} was taken back" in logged_in.run("credentials", "withdraw", made["id"]).stdout
+    assert logged_in.json("credentials", "list") == []
+    assert "no such delegation" in logged_in.run("credentials", "withdraw", made["id"], status=1).stderr
+    assert "is no id" in logged_in.run("credentials", "withdraw", "../x", status=2).stderr
+
+
+def test_delegation_outlives_the_login(logged_in):
+    made = logged_in.json("credentials", "delegate")
+    logged_in.run("logout")
+    logged_in.log_in()
+    (kept,) = logged_in.json("credentials", "list")
+    assert kept["id"] == made["id"] and not kept["problem"]
+    logged_in.run("credentials", "withdraw", made["id"])
+
+
+def complete(site, *words):
+    """What tab completion offers after these words."""
+    environment = {"COMP_WORDS": " ".join(["dodas", *words]), "COMP_CWORD": str(len(words)), "_DODAS_COMPLETE": "bash_complete"}
+    return site.run(env=environment, status=None).stdout
+
+
+def test_completion(site):
+    assert "credentials" in complete(site, "cred")
+    for words, offered in ((("proxy", ""), "destroy"), (("credentials", "re"), "revoke"), (("token", ""), "show"),
+                           (("doctor", "--name", ""), "test"), (("proxy", "init", "--kind", ""), "eec"),
+                           (("proxy", "info", "--"), "--exists")):  # fmt: skip
+        assert offered in complete(site, *words), words
+
+
 def test_revoke_a_file_sends_no_key_and_ends_its_proxies(logged_in, tmp_path):
     path = tmp_path / "proxy.pem"
     logged_in.run("proxy", "init", "--valid", "0:05")

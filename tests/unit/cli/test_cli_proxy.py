@@ -231,6 +231,20 @@ def test_info_is_as_that_of_voms(site, proxy_file, own, options):
     assert words(ours.stdout) == words(theirs.stdout)
 
 
+@pytest.mark.skipif(not shutil.which("voms-proxy-fake"), reason="MISSING: voms-proxy-fake of Debian's voms-clients")
+def test_info_shows_what_a_vo_says(site, own, path):
+    command = ["voms-proxy-fake", "-rfc", "-newformat", "-cert", own / "cert.pem", "-key", own / "key.pem", "-hostcert",
+               own / "cert.pem", "-hostkey", own / "key.pem", "-certdir", own / "ca/certificates", "-voms", "cms",
+               "-uri", "voms.example.org:15000", "-fqan", "/cms/Role=pilot", "-hours", "2", "-out", path]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    (found,) = site.json("proxy", "info")["vo"]
+    assert found["vo"] == "cms" and found["uri"] == "voms.example.org:15000"
+    assert found["fqans"][0].startswith("/cms/Role=pilot") and found["timeleft"] > 6000
+    assert "VO cms" in site.run("proxy", "info").stdout
+    assert site.run("proxy", "info", "--vo").stdout == "cms\n"
+    assert site.run("proxy", "info", "--fqan").stdout.startswith("/cms/Role=pilot")
+
+
 def words(text):
     """What was printed, but for seconds that pass."""
     return [line.split()[:-1] if "timeleft" in line else line.removesuffix(" bits").split() for line in text.splitlines()]
