@@ -216,7 +216,8 @@ class Host:
         if left is None:
             return self._check("certificates", False, f"that of {service} cannot be read", advice=again)
         good = left >= CERTIFICATE_LEFT
-        return self._check("certificates", good, span(left) if good else f"that of {service} {ended(left)}", left, again)
+        found = span(left) if good else f"that of {service} {ended(left)}"
+        return self._check("certificates", good, found, left, again)
 
     def _directories(self):
         again = f"{self._renew()} fetches it again" if "worker" in self.expected else "see who installs it there"

@@ -58,8 +58,8 @@ def test_delegation_outlives_the_login(logged_in):
 
 def complete(site, *words):
     """What tab completion offers after these words."""
-    environment = {"COMP_WORDS": " ".join(["dodas", *words]), "COMP_CWORD": str(len(words)), "_DODAS_COMPLETE": "bash_complete"}
-    return site.run(env=environment, status=None).stdout
+    environment = {"COMP_WORDS": " ".join(["dodas", *words]), "COMP_CWORD": str(len(words))}
+    return site.run(env={**environment, "_DODAS_COMPLETE": "bash_complete"}, status=None).stdout
 
 
 def test_completion(site):
@@ -83,8 +83,9 @@ def test_revoke_a_file_sends_no_key_and_ends_its_proxies(logged_in, tmp_path):
 def test_revoke_is_not_for_everybody(logged_in, tmp_path):
     failed = logged_in.run("credentials", "revoke", "12345678901234567890", status=1).stderr
     assert "(not_yours)" in failed
-    (tmp_path / "some.txt").write_text("x")
-    assert "no certificate in PEM" in logged_in.run("credentials", "revoke", str(tmp_path / "some.txt"), status=2).stderr
+    text = tmp_path / "some.txt"
+    text.write_text("x")
+    assert "no certificate in PEM" in logged_in.run("credentials", "revoke", str(text), status=2).stderr
     assert "No such file" in logged_in.run("credentials", "revoke", str(tmp_path / "nothing"), status=2).stderr
 
 
