@@ -5,6 +5,7 @@ VOMS' own library decides, and ``voms-proxy-info`` shows what a person sees.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime as dt
 import json
@@ -19,7 +20,17 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, csr, files, names, proxies, voms
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import (
+    authority,
+    cadirectory,
+    csr,
+    files,
+    names,
+    proxies,
+    voms,
+)
+from identity_runtime import Identity
+from service_runtime import Credentials
 from voms_runtime import VomsServer, environment, write_lsc
 from voms_verify import verify
 
@@ -534,26 +545,100 @@ def test_what_has_ended_is_forgotten(attributes, alice, online, clock):
     assert len(attributes._held) == 1
 
 
+# The whole service.
+
+
+@pytest.fixture(scope="module")
+def whole(started, folder):
+    """The credentials service and a provider, in the network of the VOMS server; hosts get attributes."""
+    with started.inside():
+        (folder / "identity").mkdir()
+        identity = Identity(folder / "identity")
+        places = {"vomses": started.vomses, "vomsdir": started.vomsdir, "certdir": folder / "certificates-of-voms"}
+        service = Credentials(folder / "service", identity, voms={name: str(at) for name, at in places.items()})
+        for rule in service.settings["rules"]:
+            if rule["name"] == "hosts":
+                rule |= {"vo": "cms", "fqans": ["/cms/uscms"]}
+        try:
+            identity.start()
+            service.start()
+        except BaseException:
+            service.stop()
+            identity.stop()
+            raise
+    yield service
+    service.stop()
+    identity.stop()
+
+
+def ask_as_host(service, host):
+    """(answer, key) of a worker's request for a proxy."""
+    key = csr.make_key()
+    request = csr.make(key)
+    headers = {"Authorization": f"Bearer {service.join_token(request, host)}"}
+    with service.client(headers=headers) as http:
+        return http.post("/v1/credentials", json={"csr": request.decode(), "kind": "proxy"}), key
+
+
+def test_the_service_puts_them_into_the_proxies_of_workers(server, whole, folder, tmp_path):
+    def name_of(host):
+        with whole.client(headers={"Authorization": f"Bearer {whole.join_token(host=host)}"}) as http:
+            return http.get("/v1/explain").json()["kinds"]["proxy"]["dn"]
+
+    with whole.client() as http:
+        online = http.get("/v1/authority").json()
+    cadirectory.install_document(folder / "certificates", online)  # so that the VOMS server trusts it
+    ca = names.slash(x509.load_pem_x509_certificate(online["ca"].encode()).subject)
+    server.add(name_of("worker-1"), ca, ("/cms/uscms",))
+    answer, _ = ask_as_host(whole, "worker-3")
+    assert (answer.status_code, answer.json()["reason"]) == (403, "voms")
+    assert f"{name_of('worker-3')} is no member of VO cms" in answer.json()["message"]
+
+    def proxy(name):
+        answer, key = ask_as_host(whole, "worker-1")
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["vo"] == "cms"
+        pem = answer.json()["certificate"].encode() + files.key_pem(key) + answer.json()["chain"].encode()
+        files.write(tmp_path / name, pem)
+        return verify(tmp_path / name, server.vomsdir, server.certificates)
+
+    assert (proxy("first").error, proxy("first").fqans[0]) == ("", "/cms/uscms/Role=NULL/Capability=NULL")
+    server.stop_voms()
+    try:
+        assert proxy("second").fqans == proxy("first").fqans
+        answer, _ = ask_as_host(whole, "worker-2")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "voms")
+    finally:
+        server.start_voms()
+
+
 # The server of these tests.
 
 
-def test_the_server_leaves_nothing_behind(folder, host, started):
-    def found():
-        processes = subprocess.run(["pgrep", "-f", "dodas-voms-|[v]oms -foreground"], capture_output=True, text=True)
-        spaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-        mounts = Path("/proc/mounts").read_text()
-        return sorted(processes.stdout.split()), spaces, mounts, sorted(Path("/tmp").glob("dodas-voms-*"))
+def test_the_server_leaves_nothing_behind(folder, host):
+    def spaces():
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/ns/net"):
+            with contextlib.suppress(OSError):
+                found.add(os.stat(path).st_ino)
+        return found
 
-    before = found()
+    def processes(word):
+        found = subprocess.run(["pgrep", "-f", word], capture_output=True, text=True, check=False).stdout
+        return found.split()
+
     with VomsServer(folder / "another", host, folder / "certificates") as another:
-        during = found()
         namespace = os.stat(f"/proc/{another._first}/ns/net").st_ino
-    assert set(before[0]) < set(during[0])
-    assert found() == before
-    alive = {os.stat(path).st_ino for path in Path("/proc").glob("[0-9]*/ns/net") if path.exists()}
-    assert namespace not in alive
-    listening = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
-    assert ":1500" not in listening
+        word = another._scratch.name
+        assert namespace in spaces()
+        assert namespace != os.stat("/proc/self/ns/net").st_ino
+        assert len(processes(word)) >= 2  # the database and the server
+        listening = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
+        assert f":{another.port} " not in listening
+    assert namespace not in spaces()
+    assert processes(word) == []
+    assert not another._scratch.exists()
+    assert word not in Path("/proc/mounts").read_text()
 
 
 def test_a_test_run_that_is_killed_leaves_no_server(folder, host, tmp_path):
