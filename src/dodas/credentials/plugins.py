@@ -8,6 +8,7 @@ JSON object. It is not trusted: it gets no environment, no files and little time
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import logging
 import re
@@ -86,7 +87,8 @@ class ServiceSection(BaseModel):
 
 class _Answer(BaseModel):
     # What a plugin says besides is neither used nor passed on.
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    # Built when first used: the service starts faster, and most run no plugin.
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, defer_build=True)
 
 
 def _no_nul(value: str) -> str:
@@ -169,11 +171,12 @@ class Parameters(_Answer):
     features: dict[str, Any] = {}
 
 
-_ANSWERS = {
-    "parameter": TypeAdapter(Annotated[Parameters | Failed, Discriminator("result")]),
-    "request": TypeAdapter(Annotated[Issued | Login | Failed, Discriminator("result")]),
-    "revoke": TypeAdapter(Annotated[Revoked | Failed, Discriminator("result")]),
-}
+_ANSWERS = {"parameter": Parameters | Failed, "request": Issued | Login | Failed, "revoke": Revoked | Failed}
+
+
+@functools.cache
+def _answers(action: str) -> TypeAdapter:
+    return TypeAdapter(Annotated[_ANSWERS[action], Discriminator("result")])
 
 
 class Plugin:
@@ -281,7 +284,7 @@ def parse(action: str, data: bytes):
     if not isinstance(document, dict):
         raise PluginError("its answer is not an object")
     try:
-        return _ANSWERS[action].validate_python(document)
+        return _answers(action).validate_python(document)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"][1:] or first["loc"]) or "result"
