@@ -4,46 +4,23 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman
-
-PROJECT = Path(__file__).parents[3]
+from ansible_runtime import Ansible
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Run [(module, parameters)] as one play in check mode on this machine; returns the results in order."""
     folder = tmp_path_factory.mktemp("modules")
+    ansible = Ansible(folder, DODAS_HOME=str(folder / "home"), DODAS_IMAGES=str(folder / "images"))
 
     def play(tasks):
-        given = [
-            {f"dodas.cluster.{name}": parameters, "ignore_errors": True, "register": f"r{i}"}
-            for i, (name, parameters) in enumerate(tasks)
-        ]
-        results = "{{ [" + ", ".join(f"r{i}" for i in range(len(tasks))) + "] }}"
-        keep = {"ansible.builtin.copy": {"dest": str(folder / "results.json"), "content": results}, "check_mode": False}
-        source = [{"hosts": "localhost", "gather_facts": False, "tasks": [*given, keep]}]
-        (folder / "play.json").write_text(json.dumps(source))
-        environment = {
-            **os.environ,
-            "ANSIBLE_COLLECTIONS_PATH": str(PROJECT / "collections"), "ANSIBLE_LOCAL_TEMP": str(folder / "local"),
-            "ANSIBLE_REMOTE_TEMP": str(folder / "remote"),
-            "ANSIBLE_PYTHON_INTERPRETER": sys.executable, "DODAS_HOME": str(folder / "home"),
-            "DODAS_IMAGES": str(folder / "images"), "HOME": str(folder), "ANSIBLE_PIPELINING": "1",
-        }  # fmt: skip
-        command = [Path(sys.executable).parent / "ansible-playbook", "--check", "-i", "localhost,", "-c", "local",
-                   "--diff", folder / "play.json"]  # fmt: skip
-        environment.pop("ANSIBLE_CONFIG", None)
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads((folder / "results.json").read_text()), done.stdout + done.stderr
+        given = ((f"dodas.cluster.{name}", parameters) for name, parameters in tasks)
+        done = ansible.play(*given, options=["--check", "--diff"])
+        return done.results, done.output
 
     yield play
     shutil.rmtree(Podman(folder / "home").run_dir, ignore_errors=True)

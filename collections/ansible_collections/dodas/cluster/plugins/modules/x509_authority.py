@@ -16,9 +16,8 @@ description:
     signing policy, by both hashes of the authority's name. Other authorities in it are left alone.
   - It issues no certificates. The credentials service, or whoever has the directory of the authority, does.
 author: [The dodas developers (@dodas)]
-requirements:
-  - cryptography >= 42 on the managed host (C(python3-cryptography) of Debian 13)
-extends_documentation_fragment: [dodas.cluster.attributes, dodas.cluster.attributes.diff]
+extends_documentation_fragment:
+  [dodas.cluster.attributes, dodas.cluster.attributes.diff, dodas.cluster.cryptography]
 attributes:
   diff_mode:
     details: It has names, ends and signing policies, and never the key.

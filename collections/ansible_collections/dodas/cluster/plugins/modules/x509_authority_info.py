@@ -13,9 +13,7 @@ description:
   - Reads a CA directory (C(X509_CERT_DIR)) and says of each authority how long it and its revocation list last, and
     what grid software would miss or refuse.
 author: [The dodas developers (@dodas)]
-requirements:
-  - cryptography >= 42 on the managed host (C(python3-cryptography) of Debian 13)
-extends_documentation_fragment: [dodas.cluster.attributes.info]
+extends_documentation_fragment: [dodas.cluster.attributes.info, dodas.cluster.cryptography]
 options:
   ca_directory:
     description: The directory.

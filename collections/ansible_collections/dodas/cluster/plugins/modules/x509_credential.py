@@ -18,9 +18,8 @@ description:
     or subject is not what is asked for, where it is revoked or of another authority than the service has now, where the
     key is not its own, and where others could read the file.
 author: [The dodas developers (@dodas)]
-requirements:
-  - cryptography >= 42 on the managed host (C(python3-cryptography) of Debian 13)
-extends_documentation_fragment: [dodas.cluster.attributes, dodas.cluster.attributes.diff]
+extends_documentation_fragment:
+  [dodas.cluster.attributes, dodas.cluster.attributes.diff, dodas.cluster.cryptography]
 attributes:
   check_mode:
     details: The service is only asked for its authority, not for a certificate.

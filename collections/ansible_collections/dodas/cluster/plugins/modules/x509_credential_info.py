@@ -15,9 +15,8 @@ description:
   - Says what it is, how long it lasts, what of a VO is in it and what is wrong with it. The key is not returned.
 author: [The dodas developers (@dodas)]
 requirements:
-  - cryptography >= 42 on the managed host (C(python3-cryptography) of Debian 13)
   - openssl on the managed host, for O(ca_directory)
-extends_documentation_fragment: [dodas.cluster.attributes.info]
+extends_documentation_fragment: [dodas.cluster.attributes.info, dodas.cluster.cryptography]
 options:
   path:
     description: The file.
