@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An authority in a temporary directory, keys made once, and OpenSSL as the foreign verifier."""
 
-import subprocess
+import functools
 
 import pytest
 
-from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, csr, files
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, csr
+from openssl_verify import verify
 
 
 @pytest.fixture(scope="session")
@@ -23,19 +24,4 @@ def ca(tmp_path):
 def openssl_verify(ca, tmp_path):
     """(leaf, *chain) -> what ``openssl verify`` says; "" where it accepts."""
 
-    def verify(*chain, at=None):
-        path = tmp_path / "verify.pem"
-        path.write_bytes(b"".join(map(files.certificate_pem, chain)))
-        command = ["openssl", "verify", "-allow_proxy_certs", "-crl_check_all", "-x509_strict"]
-        command += ["-CApath", str(tmp_path / "ca" / "certificates"), "-no-CAfile", "-no-CAstore"]
-        command += ["-attime", str(int(at))] if at else []
-        result = subprocess.run(
-            [*command, "-untrusted", str(path), str(path)],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        return "" if result.returncode == 0 else result.stderr
-
-    return verify
+    return functools.partial(verify, tmp_path / "ca" / "certificates", tmp_path)
