@@ -201,7 +201,9 @@ class Deployment:
 
     def command(self, words):
         """How the user types a command about this deployment."""
-        return f"./dodas {words}" + ("" if names() == [self.name] else f" --name {self.name}")
+        # Without a name, `up` is about the deployment that is named after the template.
+        named = words.startswith("up") or names() != [self.name]
+        return f"./dodas {words}" + (f" --name {self.name}" if named else "")
 
     def _template(self):
         return _parsed(str(self.source), json.dumps(self.inputs, sort_keys=True))

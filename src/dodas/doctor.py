@@ -198,12 +198,15 @@ class Host:
             one = apps.get(app)
             if one is None:
                 return self._check("apps", False, f"{app} is not there", advice=again)
-            if one["unit"] != "active":
+            if one["unit"] == "inactive":
                 start = self._ssh(f"systemctl start dodas-{app}")
-                return self._check("apps", False, f"{app} is stopped ({one['unit']})", advice=start)
+                return self._check("apps", False, f"{app} is stopped", advice=start)
         for app, one in apps.items():
+            logs = self.deployment.command(f"logs {app} --host {self.name}")
+            if one["unit"] != "active":
+                said = f": {one['said']}" if one["said"] else ""
+                return self._check("apps", False, f"{app} does not stay up{said}", advice=logs)
             if one["health"] != "passing":
-                logs = self.deployment.command(f"logs {app} --host {self.name}")
                 return self._check("apps", False, f"{app}: {one['output'] or one['health']}", advice=logs)
         return self._check("apps", True, counted(len(apps), "app")) if apps else None
 

@@ -67,14 +67,17 @@ def _run(*command, data=None):
 
 
 def _apps():
-    """By app: whether its unit runs, and what its health check last said."""
+    """By app: whether its unit runs, what its health check last said and, where that is not good, the app itself."""
     found = {}
     for path in sorted(glob.glob(APPS + "/*.json")):
         app = os.path.basename(path)[: -len(".json")]
         state = _load(f"{STATES}/{app}.json")
         active = _run("systemctl", "is-active", "dodas-" + app)[1].strip()
         found[app] = {"unit": active or "unknown", "health": state.get("state", "unknown"),
-                      "output": state.get("output", "")}  # fmt: skip
+                      "output": state.get("output", ""), "said": ""}  # fmt: skip
+        if state.get("state") != "passing" or active != "active":
+            last = ("--identifier", "dodas-" + app, "--lines", "1", "--output", "cat", "--no-pager")
+            found[app]["said"] = _run("journalctl", *last)[1].strip()[-200:]
     return found
 
 

@@ -212,7 +212,7 @@ def test_proxy_ends_with_the_first_of_its_chain(tmp_path):
 
 # how that is judged
 
-APP = {"unit": "active", "health": "passing", "output": "healthy"}
+APP = {"unit": "active", "health": "passing", "output": "healthy", "said": ""}
 PATH = "/var/lib/dodas/worker/certificates"
 
 
@@ -247,7 +247,8 @@ def ca(**changes):
     [
         ({"clock": -61.5}, {"clock": "1 min 2 s behind"}),
         ({"apps": {}}, {"apps": "worker is not there"}),
-        ({"apps": {"worker": {**APP, "unit": "failed"}}}, {"apps": "worker is stopped (failed)"}),
+        ({"apps": {"worker": {**APP, "unit": "inactive"}}}, {"apps": "worker is stopped"}),
+        ({"apps": {"worker": {**APP, "unit": "activating", "said": "no"}}}, {"apps": "worker does not stay up: no"}),
         ({"apps": {"worker": {**APP, "health": "critical", "output": "squid: gone"}}}, {"apps": "worker: squid: gone"}),
         ({"tls": {"a": 80 * DAY, "b": 6 * DAY}}, {"certificates": "that of b ends in 6 d"}),
         ({"tls": {"a": 80 * DAY, "b": -60}}, {"certificates": "that of b ended 1 min ago"}),
