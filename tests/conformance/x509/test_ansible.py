@@ -42,6 +42,7 @@ def service(identity, tmp_path_factory):
     running = Credentials(tmp_path_factory.mktemp("service") / "service", identity)
     for rule in running.settings["rules"]:
         rule["kinds"] = ["eec", "proxy"]
+        rule["delegate"] = rule["name"] == "people"
     host = {"name": "storage", "issuer": identity.url, "clients": ["worker"], "kinds": ["host"], "lifetime": 86400}
     dn = f"/DC=dodas/O={DEPLOYMENT}/OU=hosts/CN=storage {{hash}}"
     running.settings["rules"].append({**host, "dn": dn, "dns_names": ["storage.example.org"]})
@@ -182,6 +183,23 @@ def test_somebody_signs_in_for_the_play(ansible, identity, service, place, trust
     run = ansible.ended(process.returncode, "".join(output))
     assert "/CN=alice " in run.results[1]["credential"]["subject"]
     assert "eyJ" not in run.output
+
+
+def test_a_proxy_of_whom_a_person_delegated(ansible, identity, service, joined):
+    with identity.client() as http:
+        person = flows.device_tokens(http, resource=AUDIENCE)["access_token"]
+    with service.client(headers={"Authorization": f"Bearer {person}"}) as http:
+        answer = http.post("/v1/delegations", json={"name": "analysis"})
+        assert answer.status_code == 201, answer.text
+    given = {**joined, "delegation": answer.json()["id"]}
+    first, again, unknown = ansible.play(
+        (CREDENTIAL, given), (CREDENTIAL, given), (CREDENTIAL, {**given, "delegation": "0" * 32, "remaining": "2d"})
+    ).results
+    assert first["changed"] and not again["changed"]
+    assert first["credential"]["identity"] == answer.json()["subject"]
+    assert "/OU=people/CN=alice " in first["credential"]["identity"]
+    assert unknown["failed"] and "needs a new credential (it ends in " in unknown["msg"]
+    assert "look at credentials_url and delegation" in unknown["msg"], unknown["msg"]
 
 
 # when a new one is due

@@ -233,6 +233,7 @@ ADVICE = {
     400: "The request is not one that it takes: look at kind, lifetime and policy.",
     401: "It does not take the token: is it for this service and with a scope, has it ended, are the clocks right?",
     403: "No rule of the service gives this to the bearer of the token.",
+    404: "It has no such thing: look at credentials_url and delegation.",
     429: "It is busy: try again later.",
     503: "It is not ready: try again later.",
 }
