@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import threading
 import time
@@ -21,84 +20,43 @@ from starlette.routing import Route
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import mapping, proxies, store
 from dodas.credentials import watts
 from dodas.credentials.refusal import Refusal
+from dodas.credentials.requests import bad, media_type, peer, read_body, read_object
 from dodas.credentials.service import NO_REQUEST, Order, Service
 
-MAX_BODY = 32 * 1024
-BODY_SECONDS = 10
 HOUSEKEEPING_SECONDS = 30
 PEM = "application/x-pem-file"
 
 log = logging.getLogger("dodas.credentials")
 
 
-async def read_body(request: Request) -> bytes:
-    """The body, bounded in size and time. Raises Refusal."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY:
-                    raise Refusal(413, "invalid_request", "too_large", "the body is larger than 32 KiB")
-    except TimeoutError:
-        raise Refusal(408, "invalid_request", "too_slow", "the body took too long") from None
-    return bytes(body)
-
-
-def _bad(message: str) -> Refusal:
-    return Refusal(400, "invalid_request", "bad_request", message)
-
-
-def read_object(request: Request, body: bytes, keys: set[str]) -> dict:
-    """The JSON object of a body, with no other keys than these. Raises Refusal."""
-    if _media_type(request) != "application/json":
-        raise Refusal(415, "invalid_request", "media_type", "send application/json")
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        raise _bad("the body is not JSON") from None
-    if not isinstance(fields, dict) or set(fields) - keys:
-        raise _bad(f"the body must be an object of {', '.join(sorted(keys))}")
-    return fields
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 def read_order(request: Request, body: bytes) -> Order:
     """What a request for a credential asks for. Raises Refusal."""
-    media_type = _media_type(request)
-    if media_type == "application/pkcs10":
+    sent = media_type(request)
+    if sent == "application/pkcs10":
         fields = {"csr": body.decode("latin-1"), **{key: request.query_params[key] for key in request.query_params}}
         if "lifetime" in fields:
             if not fields["lifetime"].isascii() or not fields["lifetime"].isdigit():
-                raise _bad("lifetime must be whole seconds")
+                raise bad("lifetime must be whole seconds")
             fields["lifetime"] = int(fields["lifetime"][:12])
         if set(fields) - {"csr", "kind", "lifetime", "policy", "delegation"}:
-            raise _bad("the query may hold kind, lifetime, policy and delegation")
-    elif media_type == "application/json":
+            raise bad("the query may hold kind, lifetime, policy and delegation")
+    elif sent == "application/json":
         fields = read_object(request, body, {"csr", "kind", "lifetime", "policy", "delegation"})
     else:
         raise Refusal(415, "invalid_request", "media_type", "send application/json or application/pkcs10")
     kind, lifetime, policy = fields.get("kind", "proxy"), fields.get("lifetime"), fields.get("policy")
     text, delegation = fields.get("csr"), fields.get("delegation")
     if not isinstance(text, str):
-        raise _bad("csr must be text in PEM")
+        raise bad("csr must be text in PEM")
     if kind not in mapping.KINDS:
-        raise _bad(f"kind must be one of {', '.join(mapping.KINDS)}")
+        raise bad(f"kind must be one of {', '.join(mapping.KINDS)}")
     if lifetime is not None and (type(lifetime) is not int or not 0 < lifetime < 10**12):
-        raise _bad("lifetime must be whole seconds, more than 0")
+        raise bad("lifetime must be whole seconds, more than 0")
     if policy is not None and policy not in proxies.POLICIES:
-        raise _bad(f"policy must be one of {', '.join(proxies.POLICIES)}")
+        raise bad(f"policy must be one of {', '.join(proxies.POLICIES)}")
     if delegation is not None and not isinstance(delegation, str):
-        raise _bad("delegation must be the id of one")
+        raise bad("delegation must be the id of one")
     return Order(text.encode("latin-1", "replace"), kind, lifetime, policy, delegation)
-
-
-def peer(request: Request) -> str:
-    """The address of who asks."""
-    return request.client.host if request.client else "unknown"
 
 
 def _answered(handler: Callable) -> Callable:
@@ -160,9 +118,9 @@ class _Api:
         fields = read_object(request, await read_body(request), {"certificate", "serial"})
         pem, serial = fields.get("certificate"), fields.get("serial")
         if (pem is None) == (serial is None) or not isinstance(pem or serial, str):
-            raise _bad("give the PEM of a certificate, or a serial number as text")
+            raise bad("give the PEM of a certificate, or a serial number as text")
         if serial is not None and not (serial.isascii() and serial.isdigit() and len(serial) <= 49):
-            raise _bad("serial must be a decimal number")
+            raise bad("serial must be a decimal number")
         number = None if serial is None else int(serial)
         data = None if pem is None else pem.encode("latin-1", "replace")
         return JSONResponse(await run_in_threadpool(self._service.revoke, token, number, data, peer(request)))

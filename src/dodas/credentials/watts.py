@@ -29,6 +29,7 @@ from starlette.routing import Route
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import store, tokens
 from dodas.credentials import plugin, plugins
 from dodas.credentials.refusal import Refusal
+from dodas.credentials.requests import peer, read_body
 
 BASE = "/api/v2"
 DATA_SECONDS = 60
@@ -265,11 +266,7 @@ class _Api:
     """The handlers."""
 
     def __init__(self, watts: Watts, service):
-        # The application imports this module.
-        from dodas.credentials.app import peer, read_body
-
         self._watts, self._service = watts, service
-        self._peer, self._read_body = peer, read_body
 
     async def providers(self, _request: Request) -> Response:
         found = [
@@ -300,8 +297,8 @@ class _Api:
         token, text = await self._user(request)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(400, "invalid_request", "media_type", "send application/json")
-        name, params = _read_order(await self._read_body(request))
-        key = await run_in_threadpool(self._watts.request, token, text, name, params, self._peer(request))
+        name, params = _read_order(await read_body(request))
+        key = await run_in_threadpool(self._watts.request, token, text, name, params, peer(request))
         address = f"{BASE}/{request.path_params['idp']}/credential_data/{key}"
         return Response(status_code=303, headers={"Location": address, "Cache-Control": "no-store"})
 
@@ -313,13 +310,13 @@ class _Api:
     async def revoke(self, request: Request) -> Response:
         token, text = await self._user(request)
         number = request.path_params["number"]
-        await run_in_threadpool(self._watts.revoke, token, text, number, self._peer(request))
+        await run_in_threadpool(self._watts.revoke, token, text, number, peer(request))
         return JSONResponse({"result": "ok"})
 
     async def _user(self, request: Request) -> tuple[tokens.Token, str]:
         """(the verified token, its text), of the provider that the address names."""
         headers = request.headers.getlist("authorization")
-        token = await run_in_threadpool(self._service.authenticate, headers, self._peer(request))
+        token = await run_in_threadpool(self._service.authenticate, headers, peer(request))
         issuers = {issuer.id: issuer.issuer for issuer in self._service.config.issuers}
         wanted = issuers.get(request.path_params["idp"])
         if wanted is None:

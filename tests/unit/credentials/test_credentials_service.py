@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, names, proxies
-from dodas.credentials import app, server
 from dodas.credentials import config as configuration
+from dodas.credentials import requests, server
 
 
 def audit(running):
@@ -170,7 +170,7 @@ def raw(running, data):
 
 def test_slow_clients_are_hung_up_on(monkeypatch, start, provider):
     monkeypatch.setattr(server, "IDLE_SECONDS", 1)
-    monkeypatch.setattr(app, "BODY_SECONDS", 1)
+    monkeypatch.setattr(requests, "BODY_SECONDS", 1)
     running = start()
     head = f"POST /v1/credentials HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {provider.token()}\r\n"
     body = "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
