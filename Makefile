@@ -28,7 +28,7 @@ integration: ## whole clusters, from a template to a finished job and back
 	@$(RUN) pytest tests/integration
 
 nightly: ## what takes too long for every change: names from 100,000 tokens, and a soak of 20 minutes
-	@HYPOTHESIS_PROFILE=nightly $(RUN) pytest -n 2 tests/unit/x509
+	@HYPOTHESIS_PROFILE=nightly $(RUN) pytest -n 2 tests/unit/x509/test_x509_claims_to_names.py tests/unit/x509/test_x509_names.py
 	@$(RUN) tests/bench/credentials/soak.py --minutes 20
 
 docs: ## reference of the collection, in build/docs
