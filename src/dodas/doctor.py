@@ -198,7 +198,7 @@ class Host:
             one = apps.get(app)
             if one is None:
                 return self._check("apps", False, f"{app} is not there", advice=again)
-            if one["unit"] == "inactive":
+            if one["unit"] in ("inactive", "failed"):  # systemd does not start it again by itself
                 start = self._ssh(f"systemctl start dodas-{app}")
                 return self._check("apps", False, f"{app} is stopped", advice=start)
         for app, one in apps.items():

@@ -248,6 +248,7 @@ def ca(**changes):
         ({"clock": -61.5}, {"clock": "1 min 2 s behind"}),
         ({"apps": {}}, {"apps": "worker is not there"}),
         ({"apps": {"worker": {**APP, "unit": "inactive"}}}, {"apps": "worker is stopped"}),
+        ({"apps": {"worker": {**APP, "unit": "failed"}}}, {"apps": "worker is stopped"}),
         ({"apps": {"worker": {**APP, "unit": "activating", "said": "no"}}}, {"apps": "worker does not stay up: no"}),
         ({"apps": {"worker": {**APP, "health": "critical", "output": "squid: gone"}}}, {"apps": "worker: squid: gone"}),
         ({"tls": {"a": 80 * DAY, "b": 6 * DAY}}, {"certificates": "that of b ends in 6 d"}),
