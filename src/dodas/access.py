@@ -453,7 +453,7 @@ def withdraw(number, name):
     if not number.isalnum():
         raise InputError(f"{number!r} is no id: ./dodas credentials list shows them")
     _ask(deployments.only(name), "DELETE", f"/v1/delegations/{number}")
-    click.echo(f"{number} was taken back; proxies that workers hold of it end by themselves")
+    click.echo(f"{number} was taken back, and the certificate behind its proxies revoked")
 
 
 @credentials.command("revoke")

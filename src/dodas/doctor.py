@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ansible_collections.dodas.cluster.plugins.module_utils.x509 import client, tokens
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import client, tokens, web
 from dodas import examine, login, services
 from dodas.errors import DodasError
 
@@ -155,13 +155,28 @@ def _issuer(deployment, where):
 
 
 def _credentials(deployment, where):
-    logs = deployment.command("logs credentials")
+    """Each instance has to be well."""
+    found = []
+    for host, address in where.instances.items():
+        options = {**where.at_credentials, "resolve": {services.CREDENTIALS: address}}
+        try:
+            found.append(web.fetch_json(where.credentials + "/health", timeout=login.TIMEOUT, **options))
+        except web.WebError as error:
+            logs = deployment.command(f"logs credentials --host {host}")
+            return Check(None, "credentials", False, f"{host}: {_status(error.body) or error}", advice=logs)
+    if not found:
+        return Check(None, "credentials", False, "no host runs the service yet", advice=deployment.command("up"))
+    ca, crl = (min(one.get(f"{what}_remaining_seconds", 0) for one in found) for what in ("ca", "crl"))
+    several = f"{len(found)} instances, " if len(found) > 1 else ""
+    return Check(None, "credentials", True, f"{several}CA {span(ca)}, revocation list {span(crl)}", min(ca, crl))
+
+
+def _status(body):
+    """What the service says is the matter with it."""
     try:
-        found = client.call(where.credentials + "/health", timeout=login.TIMEOUT, **where.at_credentials)
-    except client.ClientError as error:
-        return Check(None, "credentials", False, str(error), advice=logs)
-    ca, crl = found.get("ca_remaining_seconds", 0), found.get("crl_remaining_seconds", 0)
-    return Check(None, "credentials", True, f"CA {span(ca)}, revocation list {span(crl)}", min(ca, crl))
+        return json.loads(body)["status"]
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 class Host:

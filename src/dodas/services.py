@@ -3,24 +3,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import socket
 
 IDENTITY = "identity.service.consul"
 CREDENTIALS = "credentials.service.consul"
+CREDENTIALS_PORT = 8444
 EVALUATION_ISSUER = f"https://{IDENTITY}:8443"
-CREDENTIALS_URL = f"https://{CREDENTIALS}:8444"
+CREDENTIALS_URL = f"https://{CREDENTIALS}:{CREDENTIALS_PORT}"
+PATIENCE = 2  # seconds until an instance must have answered
 
 
 @dataclasses.dataclass(frozen=True)
 class Services:
     """issuer: URL; own_iam: whether it is the site's own, and not the evaluation provider; credentials: URL, which is
-    also the audience of tokens; resolve: {name: address} of those names that only the cluster knows."""
+    also the audience of tokens; authority: file of the CA that signed the cluster's web servers; resolve: {name:
+    address} of those names that only the cluster knows; instances: {host: address} of the credentials service."""
 
     issuer: str
     own_iam: bool
     credentials: str
     authority: str
     resolve: dict
+    instances: dict
 
     @property
     def at_issuer(self):
@@ -36,14 +42,22 @@ class Services:
 def of(deployment):
     """The Services of a deployment. Raises InputError where its source cannot be read."""
     groups, addresses = deployment.groups(), deployment.addresses()
-    first = {name: hosts[0] for name, hosts in groups.items() if hosts}
-    found = {name: addresses.get(first.get(group)) for name, group in
-             ((IDENTITY, "identity"), (CREDENTIALS, "credentials"))}  # fmt: skip
+    found = {name: {host: addresses[host] for host in groups.get(group, ()) if addresses.get(host)}
+             for name, group in ((IDENTITY, "identity"), (CREDENTIALS, "credentials"))}  # fmt: skip
     own = deployment.variable("identity_issuer", "identity", "credentials")
     return Services(
         issuer=own or EVALUATION_ISSUER,
         own_iam=bool(own),
         credentials=CREDENTIALS_URL,
         authority=str(deployment.directory / "pki" / "ca.pem"),
-        resolve={name: address for name, address in found.items() if address},
+        resolve={name: _one_that_answers(list(hosts.values())) for name, hosts in found.items() if hosts},
+        instances=found[CREDENTIALS],
     )
+
+
+def _one_that_answers(addresses):
+    """Of several instances of the credentials service one that is there; of one, that one."""
+    for address in addresses if len(addresses) > 1 else ():
+        with contextlib.suppress(OSError), socket.create_connection((address, CREDENTIALS_PORT), PATIENCE):
+            return address
+    return addresses[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, csr, files, proxies
-from dodas import doctor, examine, login
+from dodas import doctor, examine, login, services
 
 DAY = 86400
 # A stand-in for ssh: the host is this machine, seen by the name (the address) that it is asked for.
@@ -127,12 +127,31 @@ def test_services_that_are_away(logged_in):
     try:
         found = cluster(logged_in)
         assert found["issuer"].ok is False and found["issuer"].advice == "./dodas logs identity"
-        assert found["credentials"].ok is False and found["credentials"].advice == "./dodas logs credentials"
+        assert found["credentials"].ok is False
+        assert found["credentials"].advice == "./dodas logs credentials --host front-1"
         assert found["login"].ok is None
     finally:
         logged_in.identity.restart()
         logged_in.credentials.start()
     assert all(one.ok for one in cluster(logged_in).values())
+
+
+def test_service_that_says_what_is_the_matter(site):
+    rule = site.credentials.settings["rules"][0]
+    rule["lifetime"] = 400 * DAY  # longer than the CA's
+    site.credentials.restart()
+    try:
+        one = cluster(site)["credentials"]
+    finally:
+        rule["lifetime"] = 3600
+        site.credentials.restart()
+    assert one.ok is False and one.found == "front-1: the CA ends before the certificates that it would sign"
+
+
+def test_one_of_two_instances_answers(site):
+    dead = "127.255.255.254"
+    assert services._one_that_answers([dead, site.address]) == site.address
+    assert services._one_that_answers([dead]) == dead
 
 
 def test_sick_cluster_ends_with_1_and_says_what_to_do(site):
