@@ -4,30 +4,36 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import join, mapping, names, store, tokens, web
-from dodas.credentials.sections import Between, Length, Matches, Section, SectionError, section
+from dodas.credentials.plugins import ServiceSection
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; names the file and the key."""
 
 
-@section
+class Section(BaseModel):
+    """Refuses keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 class Listen(Section):
     """Where the service listens, and the certificate of its web server."""
 
     address: str = "0.0.0.0"
-    port: Annotated[int, Between(1, 65535)] = 8444
+    port: Annotated[int, Field(ge=1, le=65535)] = 8444
     certfile: Path
     keyfile: Path
 
 
-@section
 class AuthoritySection(Section):
     """The online CA: one of the service's own, or with certfile and keyfile a site's (chainfile: what is above it).
 
@@ -35,7 +41,7 @@ class AuthoritySection(Section):
     below which a site's CA signs here; default: its own without the last CN.
     """
 
-    lifetime_days: Annotated[int, Between(1, 7300)] = 365
+    lifetime_days: Annotated[int, Field(ge=1, le=7300)] = 365
     subject: str | None = None
     key_type: Literal["rsa-2048", "ec-p256"] = "rsa-2048"
     certfile: Path | None = None
@@ -43,16 +49,17 @@ class AuthoritySection(Section):
     chainfile: Path | None = None
     namespace: str | None = None
 
-    def check(self) -> None:
+    @model_validator(mode="after")
+    def _consistent(self) -> AuthoritySection:
         if bool(self.certfile) != bool(self.keyfile):
             raise ValueError("certfile and keyfile go together")
         if self.certfile and self.subject:
             raise ValueError("subject is for an own CA: a site's has its own")
         if not self.certfile and (self.chainfile or self.namespace):
             raise ValueError("chainfile and namespace are for a site's CA: give certfile and keyfile too")
+        return self
 
 
-@section
 class ConsulSection(Section):
     """Where the state is when several instances share it. token_file: of an ACL that may write below prefix."""
 
@@ -62,15 +69,13 @@ class ConsulSection(Section):
     cafile: Path | None = None
 
 
-@section
 class JoinSection(Section):
     """Takes tokens that hosts of the deployment sign themselves. secret_file: 32 bytes in base64."""
 
     secret_file: Path
-    audience: Annotated[str, Length(1)]
+    audience: Annotated[str, Field(min_length=1)]
 
 
-@section
 class VomsSection(Section):
     """Where VOMS servers are: as voms-clients read them."""
 
@@ -79,23 +84,21 @@ class VomsSection(Section):
     certdir: Path = Path("/etc/grid-security/certificates")
 
 
-@section
 class AdminSection(Section):
     """Who may revoke everything. Groups of an issuer's tokens."""
 
     issuer: str
-    groups: Annotated[list[str], Length(1)]
+    groups: Annotated[list[str], Field(min_length=1)]
 
 
-@section
 class IssuerSection(Section):
     """As tokens.Issuer. id: its name in WaTTS' addresses; client_id, client_secret_file: the service's own client
     there, for token exchange and introspection; scope: what it asks for where a user delegates.
     """
 
     issuer: str
-    audience: Annotated[str, Length(1)]
-    id: Annotated[str, Matches(r"[a-z0-9][a-z0-9_.-]{0,62}", "an id in lower case")] = "default"
+    audience: Annotated[str, Field(min_length=1)]
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")] = "default"
     cafile: Path | None = None
     required_scope: str | None = None
     jwks_uri: str | None = None
@@ -105,48 +108,17 @@ class IssuerSection(Section):
     groups_claim: str | None = None
     accept_any_audience: bool = False
 
-    def check(self) -> None:
-        for url in filter(None, (self.issuer, self.jwks_uri)):
-            try:
-                web.check_url(url)
-            except web.WebError as error:
-                raise ValueError(str(error)) from error
+    @field_validator("issuer", "jwks_uri")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            return web.check_url(value)
+        except web.WebError as error:
+            raise ValueError(str(error)) from error
 
 
-@section
-class ServiceSection(Section):
-    """A service of WaTTS, in the configuration.
-
-    command: of a plugin; without one, it is the service's own X.509 certificates. parameters: the plugin's conf_params;
-    for certificates lifetime (seconds), and what DELETE does: ``revoke``, or ``forget`` for clients that delete at once
-    what they go on to use. input: how the plugin gets its request, which everybody on the host can read in
-    its arguments (argv); auto: as the plugin says that it can. pass_access_token: give the plugin the user's. timeout:
-    seconds of one action. limit: credentials that a user may have at a time. groups: whose members may use it; default:
-    all users of the issuers, and for certificates those whom a rule lets have them.
-    """
-
-    id: Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", "letters, digits and _.- only, 63 at most")]
-    description: Annotated[str, Length(0, 500)] = ""
-    command: Annotated[list[str], Length(1)] | None = None
-    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
-    input: Literal["stdin", "argv", "auto"] = "stdin"
-    pass_access_token: bool = False
-    timeout: Annotated[float, Between(0.001, 300)] = 30
-    limit: Annotated[int, Between(1, 1000)] = 20
-    groups: list[str] = dataclasses.field(default_factory=list)
-
-    def check(self) -> None:
-        if self.command is None:
-            lifetime, delete = self.parameters.get("lifetime", 1), self.parameters.get("delete", "revoke")
-            if set(self.parameters) - {"lifetime", "delete"} or type(lifetime) is not int or lifetime < 1:
-                raise ValueError("without a command the parameters are lifetime, in seconds, and delete")
-            if delete not in ("revoke", "forget"):
-                raise ValueError("delete is revoke or forget")
-        elif not self.command[0].startswith("/"):
-            raise ValueError("the first word of command is the path of a program")
-
-
-@section
 class Config(Section):
     """The whole file.
 
@@ -155,24 +127,30 @@ class Config(Section):
     renewed at half that. replay_protection: take each token of a person once. services: what WaTTS' clients may order.
     """
 
-    deployment: Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", "letters, digits and _.- only, 63 at most")]
+    deployment: str
     listen: Listen
     state_dir: Path = Path("/var/lib/dodas/credentials")
     state_key_file: Path
     consul: ConsulSection | None = None
     join: JoinSection | None = None
-    admins: list[AdminSection] = dataclasses.field(default_factory=list)
+    admins: list[AdminSection] = []
     voms: VomsSection = VomsSection()
     replay_protection: bool = False
-    services: list[ServiceSection] = dataclasses.field(
-        default_factory=lambda: [ServiceSection(id="x509", description="X.509 certificate")]
-    )
+    services: list[ServiceSection] = [ServiceSection(id="x509", description="X.509 certificate")]
     authority: AuthoritySection = AuthoritySection()
-    issuers: Annotated[list[IssuerSection], Length(1)]
-    rules: Annotated[list[dict[str, Any]], Length(1)]
-    crl_hours: Annotated[int, Between(1, 8760)] = 168
+    issuers: Annotated[list[IssuerSection], Field(min_length=1)]
+    rules: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    crl_hours: Annotated[int, Field(ge=1, le=8760)] = 168
 
-    def check(self) -> None:
+    @field_validator("deployment")
+    @classmethod
+    def _deployment(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", value):
+            raise ValueError("letters, digits and _.- only, 63 at most")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
         trusted = {section.issuer for section in self.issuers}
         if len(trusted) < len(self.issuers):
             raise ValueError("an issuer stands twice")
@@ -192,6 +170,7 @@ class Config(Section):
                 raise ValueError(f"rule {rule.name!r}: dn is not below {namespace}")
             if rule.issuer not in trusted:
                 raise ValueError(f"rule {rule.name!r}: its issuer is not among issuers")
+        return self
 
     @property
     def ca_subject(self) -> str:
@@ -204,10 +183,17 @@ class Config(Section):
 
     def token_issuers(self) -> list[tokens.Issuer]:
         """The issuers as the verifier takes them."""
-        same = {one.name for one in dataclasses.fields(tokens.Issuer)} & {
-            one.name for one in dataclasses.fields(IssuerSection)
-        }
-        return [tokens.Issuer(**{name: _text(getattr(one, name)) for name in same}) for one in self.issuers]
+        fields = {field.name for field in dataclasses.fields(tokens.Issuer)}
+        return [
+            tokens.Issuer(
+                **{
+                    name: str(value) if isinstance(value, Path) else value
+                    for name, value in section.model_dump().items()
+                    if name in fields
+                }
+            )
+            for section in self.issuers
+        ]
 
     def open_store(self) -> store.Sealed:
         """Where the state is. Raises StoreError."""
@@ -223,13 +209,12 @@ class Config(Section):
         return store.Sealed(store.Consul(consul.url, consul.prefix, token, cafile), keys)
 
 
-def _text(value):
-    return str(value) if isinstance(value, Path) else value
-
-
 def load(path: str | Path) -> Config:
     """Read and check the file. Raises ConfigError."""
     try:
-        return Config.parse(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, SectionError) as error:
+        return Config.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{path}: {'; '.join(problems)}") from error

@@ -8,18 +8,18 @@ JSON object. It is not trusted: it gets no environment, no files and little time
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import logging
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import model_validator as validate_model
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import programs, tokens
-from dodas.credentials.config import ServiceSection
-
-if TYPE_CHECKING:
-    from dodas.credentials.answers import Issued, Parameters
 
 VERSION = "1.0.0"  # of the protocol between WaTTS and its plugins
 ARGUMENT_BYTES = 128 * 1024 - 1  # of one argument, on Linux
@@ -47,6 +47,136 @@ class LoginNeeded(PluginError):
     def __init__(self, provider: str, message: str):
         super().__init__("oidc_login", message)
         self.provider = provider
+
+
+class ServiceSection(BaseModel):
+    """A service of WaTTS, in the configuration.
+
+    command: of a plugin; without one, it is the service's own X.509 certificates. parameters: the plugin's conf_params;
+    for certificates lifetime (seconds), and what DELETE does: ``revoke``, or ``forget`` for clients that delete at once
+    what they go on to use. input: how the plugin gets its request, which everybody on the host can read in
+    its arguments (argv); auto: as the plugin says that it can. pass_access_token: give the plugin the user's. timeout:
+    seconds of one action. limit: credentials that a user may have at a time. groups: whose members may use it; default:
+    all users of the issuers, and for certificates those whom a rule lets have them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+    description: Annotated[str, Field(max_length=500)] = ""
+    command: Annotated[list[str], Field(min_length=1)] | None = None
+    parameters: dict[str, Any] = {}
+    input: Literal["stdin", "argv", "auto"] = "stdin"
+    pass_access_token: bool = False
+    timeout: Annotated[float, Field(gt=0, le=300)] = 30
+    limit: Annotated[int, Field(ge=1, le=1000)] = 20
+    groups: list[str] = []
+
+    @validate_model(mode="after")
+    def _consistent(self) -> ServiceSection:
+        if self.command is None:
+            lifetime, delete = self.parameters.get("lifetime", 1), self.parameters.get("delete", "revoke")
+            if set(self.parameters) - {"lifetime", "delete"} or type(lifetime) is not int or lifetime < 1:
+                raise ValueError("without a command the parameters are lifetime, in seconds, and delete")
+            if delete not in ("revoke", "forget"):
+                raise ValueError("delete is revoke or forget")
+        elif not self.command[0].startswith("/"):
+            raise ValueError("the first word of command is the path of a program")
+        return self
+
+
+class _Answer(BaseModel):
+    # What a plugin says besides is neither used nor passed on.
+    # Built when first used: the service starts faster, and most run no plugin.
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, defer_build=True)
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("a NUL character")
+    return value
+
+
+class Entry(_Answer):
+    """One part of a credential, as the user gets it. save_as: a file name."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    type: Literal["text", "textfile", "textarea"]
+    value: str
+    rows: Annotated[int, Field(ge=0, le=10000)] | None = None
+    cols: Annotated[int, Field(ge=0, le=10000)] | None = None
+    save_as: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,100}$")] | None = None
+
+    _checked = field_validator("name", "value")(_no_nul)
+
+
+class Issued(_Answer):
+    """A credential. state: what the plugin wants to know when it is to revoke it; nothing secret."""
+
+    result: Literal["ok"]
+    credential: Annotated[list[Entry], Field(max_length=100)]
+    state: Annotated[str, Field(max_length=8192)]
+
+    _checked = field_validator("state")(_no_nul)
+
+
+class Login(_Answer):
+    """The plugin needs a login of the user at another provider."""
+
+    result: Literal["oidc_login"]
+    provider: Annotated[str, Field(max_length=200)]
+    msg: str
+
+
+class Failed(_Answer):
+    """The plugin refuses, or could not do it."""
+
+    result: Literal["error"]
+    user_msg: str
+    log_msg: str
+
+
+class Revoked(_Answer):
+    """The credential is no more."""
+
+    result: Literal["ok"]
+
+
+class ConfParam(_Answer):
+    """Something to configure."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    type: str
+    default: Any = ""
+
+
+class RequestParam(_Answer):
+    """Something for the user to fill in."""
+
+    key: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    name: str
+    description: str = ""
+    type: str
+    mandatory: bool = False
+
+
+class Parameters(_Answer):
+    """What a plugin takes. request_params: sets, of which a user fills in one."""
+
+    result: Literal["ok"]
+    conf_params: list[ConfParam]
+    request_params: list[list[RequestParam]]
+    version: str
+    developer_email: str = ""
+    features: dict[str, Any] = {}
+
+
+_ANSWERS = {"parameter": Parameters | Failed, "request": Issued | Login | Failed, "revoke": Revoked | Failed}
+
+
+@functools.cache
+def _answers(action: str) -> TypeAdapter:
+    return TypeAdapter(Annotated[_ANSWERS[action], Discriminator("result")])
 
 
 class Plugin:
@@ -128,10 +258,10 @@ class Plugin:
             raise PluginError(error.reason) from None
         finally:
             _running.release()
-        if answer.result == "error":
+        if isinstance(answer, Failed):
             log.warning("plugin %s: it says: %s", name, clean(answer.log_msg, secret, text))
             raise PluginError("refused", clean(answer.user_msg, secret, text))
-        if answer.result == "oidc_login":
+        if isinstance(answer, Login):
             raise LoginNeeded(clean(answer.provider, secret, text), clean(answer.msg, secret, text))
         return answer
 
@@ -153,12 +283,12 @@ def parse(action: str, data: bytes):
         raise PluginError("its answer is not JSON" if data.strip() else "it answered nothing") from None
     if not isinstance(document, dict):
         raise PluginError("its answer is not an object")
-    from dodas.credentials import answers
-
     try:
-        return answers.check(action, document)
-    except answers.AnswerError as error:
-        raise PluginError(f"its answer is not as it should be: {error}") from None
+        return _answers(action).validate_python(document)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"][1:] or first["loc"]) or "result"
+        raise PluginError(f"its answer is not as it should be: {place}: {first['type']}") from None
 
 
 class _DuplicateKey(ValueError):

@@ -51,7 +51,7 @@ class Delegating(Credentials):
 
     @property
     def store(self):
-        return Config.parse(self.settings).open_store()
+        return Config.model_validate(self.settings).open_store()
 
     def record(self, number):
         return Delegation.decode(self.store.read(f"delegations/{number}")[0])

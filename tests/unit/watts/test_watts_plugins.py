@@ -3,13 +3,13 @@
 
 import base64
 import concurrent.futures
-import dataclasses
 import json
 import logging
 import threading
 import time
 
 import pytest
+from pydantic import ValidationError
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509.tokens import Token
 from dodas.credentials import plugins
@@ -82,7 +82,7 @@ def problem(plugin, caplog, params=None):
 def with_timeout(plugin, seconds):
     """What it takes is known already: that may have taken longer."""
     plugin.parameters()
-    plugin.section = dataclasses.replace(plugin.section, timeout=seconds)
+    plugin.section = plugin.section.model_copy(update={"timeout": seconds})
     return plugin
 
 
@@ -416,8 +416,8 @@ def test_who_must_wait_too_long_is_told(make, monkeypatch, caplog):
 )
 def test_sections_that_are_refused(section):
     plugins.ServiceSection(id="a", command=["/bin/true"], parameters={"kind": "x"}, groups=["/cms"])
-    with pytest.raises(ValueError):
-        plugins.ServiceSection.parse(section)
+    with pytest.raises(ValidationError):
+        plugins.ServiceSection(**section)
 
 
 def test_a_user_of_hostile_name_is_data(make, seen):
