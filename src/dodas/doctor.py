@@ -32,7 +32,7 @@ LOADER = "import sys; exec(sys.stdin.read(int(sys.stdin.readline())))"
 @dataclasses.dataclass(frozen=True)
 class Check:
     """One thing that was looked at. host: None for the cluster; ok: None where there is nothing to judge; value: of
-    what is measured, in seconds, or None; advice: what to do, where it is not well."""
+    what is measured, in seconds, or None; advice: a command, where it is not well."""
 
     host: str | None
     name: str
@@ -58,7 +58,7 @@ def look(deployment, timeout=20):
     pool = {machine for one in pools for machine in one} if pools else None
     for host, answer in answers.items():
         if isinstance(answer, DodasError):
-            advice = f"see that it runs and that this machine reaches it; {deployment.command('up')} mends what it can"
+            advice = f"{deployment.command('up')}  # mends what it can; see that it runs and can be reached"
             checks.append(Check(host, "connection", False, str(answer), advice=advice))
         else:
             checks += Host(deployment, host, answer, expected[host]).checks(pool, online)
@@ -202,7 +202,7 @@ class Host:
     def _clock(self):
         off = self.answer["clock"]
         good = abs(off) <= CLOCK_OFF
-        advice = f"set it: {self._ssh('timedatectl set-ntp true')}"
+        advice = f"{self._ssh('timedatectl set-ntp true')}  # sets it by the network's"
         found = f"{off * 1000:+.0f} ms" if good else f"{span(abs(off))} {'ahead' if off > 0 else 'behind'}"
         return self._check("clock", good, found, round(off, 3), advice)
 
@@ -230,7 +230,7 @@ class Host:
         if not ends:
             return None
         service, left = min(ends.items(), key=lambda one: -1 if one[1] is None else one[1])
-        again = f"{self.deployment.command('up')} makes it anew"
+        again = f"{self.deployment.command('up')}  # makes it anew"
         if left is None:
             return self._check("certificates", False, f"that of {service} cannot be read", advice=again)
         good = left >= CERTIFICATE_LEFT
@@ -238,7 +238,7 @@ class Host:
         return self._check("certificates", good, found, left, again)
 
     def _directories(self):
-        again = f"{self._renew()} fetches it again" if "worker" in self.expected else "see who installs it there"
+        again = f"{self._renew()}  # fetches it again" if "worker" in self.expected else "see who installs it there"
         return [self._directory(path, authorities, again) for path, authorities in self.answer["directories"].items()]
 
     def _directory(self, path, authorities, again):
@@ -261,7 +261,7 @@ class Host:
     def _proxy(self):
         proxy = self.answer["proxy"] or {"path": "its proxy", "ends": None, "lifetime": None}
         left = proxy["ends"]
-        again = f"{self._renew()} gets another, or says why not"
+        again = f"{self._renew()}  # gets another, or says why not"
         if left is None:
             return self._check("proxy", False, f"{proxy['path']} is missing or unreadable", advice=again)
         good = left >= min(PROXY_LEFT, (proxy["lifetime"] or HOUR) / 4)

@@ -61,7 +61,7 @@ def test_clocks_are_compared_to_the_millisecond(hosts):
     good, bad = found["worker-1"]["clock"], found["worker-2"]["clock"]
     assert good.ok and abs(good.value) < 0.1
     assert bad.ok is False and bad.value == pytest.approx(12, abs=0.1)
-    assert bad.found == "12 s ahead" and bad.advice.endswith("ssh worker-2 timedatectl set-ntp true")
+    assert bad.found == "12 s ahead" and bad.advice.startswith("./dodas ssh worker-2 timedatectl set-ntp true")
 
 
 def test_hosts_that_are_away_keep_nobody_waiting(hosts):
@@ -157,7 +157,7 @@ def test_one_of_two_instances_answers(site):
 def test_sick_cluster_ends_with_1_and_says_what_to_do(site):
     done = site.run("doctor", status=1)  # it has no worker
     assert "dodas: worker-1: connection: deployment test has no host" in done.stderr
-    assert "\n  see that it runs" in done.stderr and "unreachable" in done.stdout
+    assert "\n  ./dodas up --name test  # mends" in done.stderr and "unreachable" in done.stdout
     found = site.json("doctor", status=1)
     assert found["ok"] is False
     assert {one["host"] for one in found["checks"] if one["ok"] is False} >= {"worker-1", "worker-2"}
@@ -180,7 +180,7 @@ def test_directory_that_is_well(certificates):
     assert set(found) == set(ca.hashes)
     for one in found.values():
         assert one["problems"] == [] and one["ends"] > 364 * DAY and 6 * DAY < one["list_ends"] <= 7 * DAY
-    assert examine.directory(str(folder)) == found
+    assert set(examine.directory(str(folder))) == set(found)
 
 
 @pytest.mark.parametrize("suffix", ["0", "r0", "signing_policy"])
