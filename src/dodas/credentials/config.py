@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """Refuses keys that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Listen(Section):

@@ -60,7 +60,7 @@ class ServiceSection(BaseModel):
     all users of the issuers, and for certificates those whom a rule lets have them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
     description: Annotated[str, Field(max_length=500)] = ""

@@ -9,6 +9,7 @@ import dataclasses
 import datetime as dt
 import hmac
 import logging
+import time
 from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import (
@@ -116,8 +117,9 @@ class Service:
             raise refusal from None
         if not hmac.compare_digest(key.encode(), password.encode()):
             raise refusal
+        now = int(time.time())  # as if the host had signed a token just now
         return tokens.Token(issuer=self.joins.issuer, subject=host, client=None, scopes=(join.SCOPE,), groups=(),
-                            issued=0, expires=float("inf"), claims={"csr": NO_REQUEST})  # fmt: skip
+                            issued=now, expires=now + join.LIFETIME, claims={"csr": NO_REQUEST})  # fmt: skip
 
     def is_host(self, token: tokens.Token) -> bool:
         """Whether a host of the deployment asks."""
@@ -133,12 +135,13 @@ class Service:
         with self._recorded("issued", token, peer, kind=order.kind) as record:
             key = csr.public_key(order.csr)
             certificate, chain, more = self._sign(token, key, order)
-            record.update(more, **_described(certificate))
+            described = _described(certificate)
+            record.update(more, **described)
         return {
             "certificate": files.certificate_pem(certificate).decode(),
             "chain": b"".join(map(files.certificate_pem, chain)).decode(),
             "kind": order.kind,
-            **_described(certificate),
+            **described,
             **({"vo": more["vo"]} if "vo" in more else {}),
         }
 
@@ -269,7 +272,7 @@ class Service:
             kinds[kind] = {"rule": decision.rule and decision.rule.name, "dn": decision.dn, "why": decision.why}
         return {
             "issuer": token.issuer, "subject": token.subject, "client": token.client, "scopes": list(token.scopes),
-            "groups": list(token.groups), "expires": int(token.expires) if token.expires < 2**40 else None,
+            "groups": list(token.groups), "expires": int(token.expires),
             "kinds": kinds,
         }  # fmt: skip
 
