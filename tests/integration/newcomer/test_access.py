@@ -141,7 +141,7 @@ def test_doctor_names_the_sick_host_and_what_heals_it(dodas, e2e, nobody_renews,
     sick = [line for line in done.stderr.splitlines() if line.startswith("dodas: ")]
     assert [line.split(": ")[1:3] for line in sick] == [[SICK, name]], done.stderr
     assert re.search(found, done.stderr)
-    advice = re.search(r"^  \./dodas (ssh [^#]*)", done.stderr, re.M)[1]
+    advice = re.search(r"^  \./dodas (ssh [^#\n]*)", done.stderr, re.M)[1]
     dodas(*advice.split())
     eventually(lambda: healthy(dodas), 60, "the advice healed it")
 
