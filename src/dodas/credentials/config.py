@@ -134,10 +134,12 @@ class Config(Section):
     consul: ConsulSection | None = None
     join: JoinSection | None = None
     admins: list[AdminSection] = []
-    voms: VomsSection = VomsSection()
+    voms: VomsSection = Field(default_factory=VomsSection)
     replay_protection: bool = False
-    services: list[ServiceSection] = [ServiceSection(id="x509", description="X.509 certificate")]
-    authority: AuthoritySection = AuthoritySection()
+    services: list[ServiceSection] = Field(
+        default_factory=lambda: [ServiceSection(id="x509", description="X.509 certificate")]
+    )
+    authority: AuthoritySection = Field(default_factory=AuthoritySection)
     issuers: Annotated[list[IssuerSection], Field(min_length=1)]
     rules: Annotated[list[dict[str, Any]], Field(min_length=1)]
     crl_hours: Annotated[int, Field(ge=1, le=8760)] = 168
