@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """200 workers whose credentials last a minute, while the provider goes away and all processes are killed at random.
 
-The real service, the real provider, real renewal daemons, and workers that ask for certificates of keys of their own as
-hosts of the deployment: for proxies of their own names, and for proxies of what a user delegated. Ends with a table,
-and with 1 where a credential was served that had ended, a worker was left without a valid one, a file was torn, the
-delegation was lost, or something took longer than 10 s to come back.
+Two instances of the real service on one state, the real provider, real renewal daemons, and workers, half of them at
+each instance without a way to the other. Workers ask for certificates of keys of their own as hosts of the deployment:
+for proxies of their own names, and for proxies of what a user delegated. Ends with a table, and with 1 where a
+credential was served that had ended, a worker was left without a valid one, a file was torn, the delegation was lost,
+or something took longer than 10 s to come back.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import argparse
 import asyncio
 import base64
 import collections
+import contextlib
 import datetime as dt
 import json
 import os
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -59,11 +60,13 @@ class Soak:
         self.over = threading.Event()
         (scratch / "identity").mkdir()
         self.identity = Identity(scratch / "identity", token_lifetime=LIFETIME)
-        self.service = Credentials(scratch / "service", self.identity)
+        self.service = Credentials(scratch / "service-0", self.identity)
         for rule in self.service.settings["rules"]:
             rule["lifetime"] = LIFETIME
             if rule["name"] == "people":
                 rule.update(delegate=True, clip_to_token=False)
+        shared = {name: self.service.settings[name] for name in ("state_dir", "state_key_file", "join", "rules")}
+        self.services = [self.service, Credentials(scratch / "service-1", self.identity, **shared)]
         self.daemons = [Daemon(self, number) for number in range(DAEMONS)]
         self.delegation = ""
         self.lag = 0.0
@@ -74,7 +77,8 @@ class Soak:
     def run(self) -> None:
         """All of it, from start to stop."""
         self.identity.start()
-        self.service.start()
+        for service in self.services:
+            service.start()
         try:
             with self.identity.client() as http:
                 token = flows.device_tokens(http)["access_token"]
@@ -96,7 +100,7 @@ class Soak:
             reading.join()
             self.settle()
         finally:
-            for one in (*self.daemons, self.service, self.identity):
+            for one in (*self.daemons, *self.services, self.identity):
                 one.stop()
 
     def guarded(self, function) -> None:
@@ -106,11 +110,17 @@ class Soak:
             self.violation(f"{function.__name__}: {type(error).__name__}: {error}")
 
     async def work(self, workers) -> None:
-        limits = httpx.Limits(max_connections=40, max_keepalive_connections=40)
-        options = {"base_url": self.service.url, "verify": self.service.context(), "trust_env": False, "timeout": 10}
-        async with httpx.AsyncClient(limits=limits, **options) as http:
+        options = {"limits": httpx.Limits(max_connections=20), "trust_env": False, "timeout": 10}
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(
+                    httpx.AsyncClient(base_url=service.url, verify=service.context(), **options)
+                )
+                for service in self.services
+            ]
             watching = asyncio.create_task(self.watch())
-            await asyncio.gather(*(worker.run(http, time.monotonic() + self.seconds) for worker in workers))
+            until = time.monotonic() + self.seconds
+            await asyncio.gather(*(one.run(clients[one.number // 2 % 2], until) for one in workers))
             watching.cancel()
         self.over.set()
 
@@ -147,17 +157,18 @@ class Soak:
             self.violation(f"{name} took {took:.1f} s to come back")
 
     def kill_service(self, _end) -> None:
+        service = self.random.choice(self.services)
         started = time.monotonic()
-        self.service.kill()
-        self.service.start()
-        self.recovered("service", started, self.serves)
+        service.kill()
+        service.start()
+        self.recovered("service", started, lambda: self.serves(service))
 
-    def serves(self) -> bool:
+    def serves(self, service) -> bool:
         host = "worker-0"
         request = csr.make(SOME_KEY)
         headers = {"Authorization": f"Bearer {self.service.join_token(request, host)}"}
         try:
-            with self.service.client() as http:
+            with service.client() as http:
                 body = {"csr": request.decode(), "delegation": self.delegation}
                 return http.post("/v1/credentials", headers=headers, json=body).status_code == 201
         except httpx.TransportError:
@@ -182,7 +193,7 @@ class Soak:
         daemon.kill()
         daemon.output.unlink(missing_ok=True)  # as if its disk was lost too: it must get a new one
         daemon.start()
-        self.recovered("renewal daemon", started, daemon.output.exists)
+        self.recovered("renewal daemon", started, daemon.lasts)
 
     def rotate(self, _end) -> None:
         self.identity.rotate()
@@ -224,25 +235,27 @@ class Soak:
     def settle(self) -> None:
         """When all is quiet again: is the delegation there, is it refreshed, is the service healthy?"""
         deadline = time.monotonic() + RECOVERY_MOST
-        while not self.serves():
+        while not all(map(self.serves, self.services)):
             if time.monotonic() > deadline:
                 self.violation("the delegation gives no proxies at the end")
                 break
             time.sleep(0.2)
+        for daemon in self.daemons:
+            if not daemon.lasts():
+                self.violation(f"{daemon.host} has no valid credential at the end")
         with self.service.client() as http:
             headers = {"Authorization": f"Bearer {self.service.join_token()}"}
             found = {one["id"]: one for one in http.get("/v1/delegations", headers=headers).json()}
-            metrics = http.get("/metrics").text
         kept = found.get(self.delegation)
         if kept is None:
             self.violation("the delegation is lost")
         elif "refuses" in (kept["problem"] or "") or "no longer" in (kept["problem"] or ""):
             self.violation(f"the delegation has ended: {kept['problem']}")
-        renewed = re.search(r'delegation_renewals\{outcome="renewed"\} (\d+)', metrics)
-        self.count["delegation refreshed since the last start"] = int(renewed[1]) if renewed else 0
         grants = [json.loads(line) for line in self.identity.output if line.startswith("{")]
         refreshed = [one for one in grants if one.get("event") == "grant" and one.get("grant") == "refresh_token"]
         self.count["refresh tokens rotated"] = len(refreshed)
+        refused = [one for one in grants if one.get("event") == "grant_refused" and one.get("grant") == "refresh_token"]
+        self.count["refresh tokens used twice"] = len(refused)
         if self.seconds > LIFETIME and not refreshed:
             self.violation("the delegation was never refreshed")
 
@@ -277,7 +290,7 @@ class Worker:
     """A worker that keeps a proxy; one in ten has an RSA key, which takes long to make, the rest have P-256."""
 
     def __init__(self, soak: Soak, number: int):
-        self.soak, self.host = soak, f"worker-{number}"
+        self.soak, self.number, self.host = soak, number, f"worker-{number}"
         self.key = csr.make_key() if number % 10 == 0 else ec.generate_private_key(ec.SECP256R1())
         self.request = csr.make(self.key)
         self.delegation = soak.delegation if number % 2 else None
@@ -350,11 +363,11 @@ class Daemon:
         folder = soak.scratch / self.host
         folder.mkdir()
         self.output, self.log, self.config = folder / "proxy.pem", folder / "log", folder / "renew.json"
-        service = soak.service
+        service = soak.services[number % 2]
         key = folder / "join.key"
-        files.write(key, base64.b64encode(service.join_key(self.host)))
+        files.write(key, base64.b64encode(soak.service.join_key(self.host)))
         config = {"join_key_file": str(key), "deployment": DEPLOYMENT, "host": self.host, "output": str(self.output),
-                  "credentials_url": service.url, "cafile": service.cafile}  # fmt: skip
+                  "credentials_url": service.url, "audience": soak.service.url, "cafile": service.cafile}  # fmt: skip
         self.config.write_text(json.dumps(config))
         self.process = None
 
@@ -363,6 +376,14 @@ class Daemon:
         command = [sys.executable, "-m", "dodas.credentials.renew", "--config", str(self.config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def lasts(self) -> bool:
+        """Whether what it keeps is valid now."""
+        try:
+            certificate = files.load_credential(self.output.read_bytes())[0]
+        except FileNotFoundError:
+            return False
+        return certificate.not_valid_after_utc.timestamp() > time.time()
 
     def kill(self):
         self.process.kill()
@@ -386,7 +407,10 @@ def main() -> int:
         soak.run()
         print(soak.table())
         if soak.violations:
-            print(soak.service.log()[-3000:], file=sys.stderr)
+            for service in soak.services:
+                print(service.log()[-3000:], file=sys.stderr)
+            for daemon in soak.daemons:
+                print(daemon.log.read_text()[-2000:], file=sys.stderr)
     return 1 if soak.violations else 0
 
 
