@@ -19,7 +19,6 @@ import httpx
 import yaml
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import join
-from dodas.credentials.config import Config
 from identity_runtime import AUDIENCE, SERVICE_SECRET, Identity, free_port, make_certificate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,28 +57,19 @@ class Credentials:
                 "keyfile": str(self.config / "key.pem"),
             },
             "state_dir": str(self.state),
+            "state_key_file": self.secret_file("state.key", self.state_key),
+            "join": {"secret_file": self.secret_file("join.key", self.join_secret), "audience": self.url},
             "issuers": sections,
-            "rules": rules(sections[0]["issuer"]),
+            "rules": [*rules(sections[0]["issuer"]), *join_rules()],
         }
-        if "join" in Config.model_fields:
-            self.settings["join"] = {
-                "secret_file": self.secret_file("join.key", self.join_secret),
-                "audience": self.url,
-            }
-            self.settings["rules"] += join_rules()
-        if "state_key_file" in Config.model_fields:
-            self.settings["state_key_file"] = self.secret_file("state.key", self.state_key)
         self.settings.update(changes)
 
     def _section(self, issuer) -> dict:
         if not isinstance(issuer, Identity):
             return dict(issuer)
         section = {"issuer": issuer.url, "audience": AUDIENCE, "cafile": str(issuer.config / "cert.pem")}
-        if "join" in Config.model_fields:
-            secret = self.secret_file("client.secret", SERVICE_SECRET)
-            section |= {"client_id": "service", "client_secret_file": secret}
-            section |= {"scope": "x509 wlcg.groups offline_access"}
-        return section
+        section |= {"client_id": "service", "client_secret_file": self.secret_file("client.secret", SERVICE_SECRET)}
+        return section | {"scope": "x509 wlcg.groups offline_access"}
 
     def secret_file(self, name: str, value: bytes | str) -> str:
         """Path of a private file beside the configuration that holds the value, bytes in base64."""

@@ -10,6 +10,7 @@ import re
 
 MAX_BYTES = 16 * 1024
 LEEWAY = 30
+MAX_CONTAINERS = 500  # lists and objects in one part: how deep JSON may be differs from Python to Python
 END_OF_TIME = 253_402_300_800  # the year 10000, which neither datetime nor a certificate can hold
 THREE_PARTS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 WLCG_VERSION = re.compile(r"1\.[0-9]{1,3}")
@@ -148,6 +149,8 @@ def _json_object(part):
 
     try:
         data = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+        if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+            raise ValueError("nested too deeply, maybe")
         document = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=number)
     except (ValueError, RecursionError):
         # Not chained: the cause would quote the token.
