@@ -45,7 +45,7 @@ from pathlib import Path
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, client, files, join, proxies, store
 
 RETRY_FIRST = 1.0
-RETRY_MOST = 60.0
+RETRY_MOST = 10.0  # so that a worker is back within 10 s of the service
 REQUEST_SECONDS = 10.0
 
 log = logging.getLogger("dodas.renew")
@@ -203,7 +203,7 @@ def keep(config: Config, once: bool = False, deadline: float = float("inf"), now
                 held = inspect(config)
                 log.info("%s holds %s for %d s", config.output, held.subject, held.remaining)
             except (client.ClientError, store.StoreError, OSError, ValueError) as error:
-                pause = retry * random.uniform(0.5, 1.5)
+                pause = retry * random.uniform(0.5, 1.0)
                 retry = min(2 * retry, RETRY_MOST)
                 if time.monotonic() + pause > end:
                     raise
