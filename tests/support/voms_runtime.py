@@ -22,6 +22,7 @@ from cryptography import x509
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import names
 
 CLONE_NEWNET = 0x40000000
+TRIES = 5
 SECONDS = 60
 SCHEMA = Path("/usr/share/voms/voms-mysql.data")
 
@@ -93,9 +94,17 @@ class VomsServer:
         host += ["-x509_user_key", str(self.credential)]
         options = ["-foreground", "-port", str(self.port), "-vo", self.vo, "-uri", self.uri]
         options += ["-logfile", str(self.log), "-loglevel", "3", "-timeout", "86400", "-newformat"]
-        self._voms = self._spawn("voms", "voms", *options, *host, *database)
         probe = [sys.executable, "-c", f"import socket; socket.create_connection(('localhost', {self.port})).close()"]
-        self._wait_for(probe, self._voms, "voms.out")
+        for left in reversed(range(TRIES)):
+            self._voms = self._spawn("voms", "voms", *options, *host, *database)
+            try:
+                self._wait_for(probe, self._voms, "voms.out")
+                return
+            except RuntimeError:
+                # Once in a dozen starts this server ends at once, with status 0 and without a word.
+                if self._voms.poll() != 0 or not left:
+                    raise
+                self._processes.remove(self._voms)
 
     def stop_voms(self) -> None:
         """An outage: the database stays."""
