@@ -19,11 +19,12 @@ STDERR_BYTES = 16 * 1024
 
 class RunError(RuntimeError):
     """A program that could not be run to its end. reason: missing, interpreter, not_executable, not_started, timeout or
-    too_large."""
+    too_large. pid: what its process had, or None."""
 
     def __init__(self, reason, message):
         super().__init__(message)
         self.reason = reason
+        self.pid = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,9 @@ def run(command, data=b"", timeout=30.0, limit=1024 * 1024, environment=None):
     process = _start(command, name, surroundings)
     try:
         stdout, stderr = _talk(process, name, data, deadline, timeout, limit)
+    except RunError as error:
+        error.pid = process.pid
+        raise
     finally:
         # Before it is waited for: until then its number is nobody else's.
         with contextlib.suppress(ProcessLookupError):

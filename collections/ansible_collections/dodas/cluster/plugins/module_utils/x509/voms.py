@@ -100,6 +100,9 @@ def fetch(vo, certificate, key, chain=(), fqans=(), lifetime=43200, vomses=None,
         try:
             result = programs.run(command, timeout=timeout, environment=environment)
         except programs.RunError as error:
+            if error.pid:  # killed, it leaves the proxy that it shows to the server, with its key
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"/tmp/tmp_x509up_u{os.getuid()}_{error.pid}")
             reason = error.reason if error.reason in ("timeout", "missing") else "failed"
             raise VomsError(reason, f"VO {vo}: {error}") from None
         if result.status:
