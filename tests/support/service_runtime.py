@@ -82,7 +82,8 @@ class Credentials:
         path = self.config / "config.yaml"
         path.write_text(yaml.safe_dump(self.settings))
         program = ["-c", DEBUG + "sys.exit(main())"] if self.debug else ["-m", "dodas.credentials"]
-        places = {"PYTHONPATH": f"{ROOT / 'collections'}:{ROOT / 'src'}", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "1"}
+        places = {"PYTHONPATH": f"{ROOT / 'collections'}:{ROOT / 'src'}", "PYTHONDONTWRITEBYTECODE": "1"}
+        places["MALLOC_ARENA_MAX"] = "1"  # as in the image
         return [sys.executable, *program, "--config", str(path)], {**os.environ, **places}
 
     def start(self, seconds: float = 20) -> None:
