@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,13 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory):
+def machines():
     """A Debian 12 and a Debian 13 that know nothing of dodas; removed whatever happens."""
     if os.geteuid() != 0:
         pytest.skip("machines that run systemd need root")
+    folder = Path(tempfile.mkdtemp(prefix="dodas-"))  # podman wants a short path
     made = Machines(
-        tmp_path_factory.mktemp("machines"),
+        folder,
         [Machine("front-1", "bookworm"), Machine("worker-1", "trixie", user="admin")],
     )
     try:
@@ -94,6 +96,7 @@ def machines(tmp_path_factory):
     finally:
         left = made.close()
         assert left == [], f"left on this machine: {left}"
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
