@@ -174,20 +174,13 @@ class Delegations:
             except client.ClientError as error:
                 log.warning("delegation %s: its refresh token could not be revoked: %s", number, error)
 
-    def sign(self, number: str, public_key, lifetime: int | None):
-        """(delegation, rule, proxy, chain) for a key. lifetime: seconds or None.
-
-        Raises Refusal, csr.RequestError, ProxyError.
-        """
+    def holder(self, number: str) -> tuple:
+        """(delegation, rule, certificate, key), to sign proxies with. Raises Refusal."""
         found, (certificate, key) = self._current(number)
         rule = self._rules.get(found.rule)
         if rule is None:
             raise Refusal(403, "access_denied", "no_rule", f"rule {found.rule} of the delegation is gone")
-        proxy = proxies.sign(
-            certificate, key, public_key, min(lifetime or rule.lifetime, rule.lifetime), policy=rule.policy,
-            path_length=0,
-        )  # fmt: skip
-        return found, rule, proxy, [certificate]
+        return found, rule, certificate, key
 
     def _current(self, number: str) -> tuple[Delegation, tuple]:
         held = self._held.get(number)

@@ -159,9 +159,9 @@ class Service:
         if order.delegation is not None:
             if order.kind != "proxy" or not self.is_host(token):
                 raise Refusal(403, "access_denied", "no_delegation", "hosts get proxies of delegations, others nothing")
-            found, rule, certificate, chain = self.delegations.sign(order.delegation, key, order.lifetime)
+            found, rule, holder, holder_key = self.delegations.holder(order.delegation)
             more = {"rule": rule.name, "dn": found.dn, "delegation": found.id}
-            return certificate, [*chain, *self.authority.between], more
+            return *self._proxy(holder, holder_key, key, rule, order, more), more
         decision = mapping.decide(self.rules, token, order.kind)
         if decision.rule is None:
             raise Refusal(403, "access_denied", "no_rule", "no rule allows this", rules=decision.why)
@@ -170,14 +170,8 @@ class Service:
         token_end = dt.datetime.fromtimestamp(int(token.expires), dt.UTC) if rule.clip_to_token else None
         more = {"rule": rule.name, "dn": decision.dn}
         if order.kind == "proxy":
-            policy = _policy(order.policy, rule.policy)
             robot, robot_key = self.robots.get(decision.dn, rule.lifetime)
-            extensions = self._attributes(robot, robot_key, rule, more)
-            certificate = proxies.sign(
-                robot, robot_key, key, lifetime, policy=policy, path_length=rule.path_length,
-                not_after=token_end, extensions=extensions,
-            )  # fmt: skip
-            return certificate, [robot, *self.authority.between], more
+            return *self._proxy(robot, robot_key, key, rule, order, more, token_end), more
         if order.policy:
             raise Refusal(400, "invalid_request", "bad_request", "only proxies have a policy")
         if order.kind == "host":
@@ -187,6 +181,15 @@ class Service:
         else:
             certificate = self.authority.issue_eec(key, decision.dn, lifetime, token_end)
         return certificate, list(self.authority.between), more
+
+    def _proxy(self, holder, holder_key, key, rule, order: Order, more: dict, not_after=None):
+        """(proxy, chain) below a certificate that the service holds, with attributes of the rule's VO."""
+        certificate = proxies.sign(
+            holder, holder_key, key, min(order.lifetime or rule.lifetime, rule.lifetime), not_after=not_after,
+            policy=_policy(order.policy, rule.policy), path_length=rule.path_length,
+            extensions=self._attributes(holder, holder_key, rule, more),
+        )  # fmt: skip
+        return certificate, [holder, *self.authority.between]
 
     def _attributes(self, robot, robot_key, rule, more: dict) -> list:
         """The VOMS attributes of a rule's VO, as extensions."""

@@ -108,6 +108,10 @@ def test_workers_get_proxies_of_who_delegated(service, delegated, request_pem):
     assert proxies.proxy_info(proxy) == proxies.ProxyInfo("inherit-all", 0)
     other = service.proxy(delegated, request_pem, "worker-2").json()
     assert other["chain"] == answer["chain"]
+    order = {"csr": request_pem, "delegation": delegated, "policy": "limited"}
+    answer = service.ask("POST", "/v1/credentials", service.join_token(request_pem.encode()), json=order).json()
+    limited = x509.load_pem_x509_certificate(answer["certificate"].encode())
+    assert proxies.proxy_info(limited) == proxies.ProxyInfo("limited", 0)
 
 
 def test_only_hosts_use_and_only_owners_see_delegations(service, identity, delegated, request_pem):
