@@ -388,7 +388,7 @@ def _forget(deployment):
     deployment.directory.rmdir()
 
 
-def _explain(deployment, report, found, advice="./dodas up goes on from here, ./dodas down removes it", shown=False):
+def _explain(deployment, report, found, advice=None, shown=False):
     """Say what is wrong, host by host, unless it was `shown` while it happened, and end with exit status 1."""
     for error in [] if shown else report["errors"]:
         click.echo(f"dodas: {error['host']}: {error['task']}: {error['reason']}", err=True)
@@ -398,6 +398,8 @@ def _explain(deployment, report, found, advice="./dodas up goes on from here, ./
                 click.echo(f"dodas: {host}: {app}: {state['output']}", err=True)
     if deployment.name not in deployments.names():
         raise DodasError(f"{deployment.name}: nothing was made")
+    command = deployment.command
+    advice = advice or f"{command('up')} goes on from here, {command('down')} removes it"
     raise DodasError(f"{deployment.name} is not complete: {advice}")
 
 
