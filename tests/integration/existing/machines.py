@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Machines for the tests of backend `existing`: plain Debian with systemd and sshd, made with podman's command line.
 
-Nothing of dodas is used to make them, and they have nothing that dodas brings. Roots are cached by their content.
+Nothing of dodas is used to make them, only to put this machine's packet filter back; and they have nothing that dodas
+brings. Roots are cached by their content.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.dodas.cluster.plugins.module_utils.local import machine
+
 CACHE = Path(os.environ.get("DODAS_CACHE", "/var/cache/dodas")) / "tests"
-FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 # A machine's kernel, terminals and timers are not the guest's.
 MASKED = (
     "systemd-sysctl.service systemd-modules-load.service systemd-udevd.service getty.target console-getty.service "
@@ -71,7 +73,7 @@ class Machines:
         self.addresses = {}
         self.bridge = None
         self.roots = CACHE / "roots"
-        self.forwarding = FORWARD.read_text(encoding="ascii")
+        machine.remember(folder)
         self.roots.mkdir(parents=True, exist_ok=True)
         self._configure()
 
@@ -106,8 +108,7 @@ class Machines:
         left += self.podman("network", "ls", "--quiet", "--filter", f"name={self.network}").split()
         for mount in sorted(self.mounts(), reverse=True):  # podman's own, of its stores
             subprocess.run(["umount", mount], check=False, capture_output=True, timeout=30)
-        if FORWARD.read_text(encoding="ascii") != self.forwarding and not self._bridges():
-            FORWARD.write_text(self.forwarding, encoding="ascii")
+        machine.restore(self.folder)
         left += [*self.mounts(), *self._processes(), *(name for name in self._bridges() if name == self.bridge)]
         if not left:
             shutil.rmtree(self.folder / "podman")
