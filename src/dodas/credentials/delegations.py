@@ -31,6 +31,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.x509 import (
     store,
     tokens,
 )
+from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import x509
 from dodas.credentials.config import Config, IssuerSection
 from dodas.credentials.refusal import Refusal
 
@@ -84,7 +85,7 @@ class Delegation:
     @property
     def certificate(self):
         """The end-entity certificate."""
-        return files.load_credential(self.credential.encode())[0]
+        return x509.load_pem_x509_certificates(self.credential.encode())[0]  # not the key, which takes long
 
     def public(self) -> dict:
         """What may be shown of it."""
@@ -232,9 +233,8 @@ class Delegations:
         """{"delegations": how many, "problem": of the worst, or ""}."""
         worst = ""
         for found, (certificate, _key) in list(self._held.values()):
-            whole = certificate.not_valid_after_utc - certificate.not_valid_before_utc - proxies.BACKDATE
             left = certificate.not_valid_after_utc.timestamp() - time.time()
-            if not found.ended and left < whole.total_seconds() / 10:
+            if not found.ended and left < _life(certificate) / 10:
                 worst = f"delegation {found.id} ends in {left:.0f} s: {found.problem}"
         return {"delegations": len(self._held), "problem": worst}
 
@@ -293,7 +293,7 @@ class Delegations:
             self._end(found, "the rule no longer allows it")
             return
         credential = found.credential
-        if self._past_half(found.certificate):
+        if _past_half(found.certificate):
             credential = self._issue(rule, found.dn)
         found = dataclasses.replace(found, credential=credential)
         found = self._change(number, credential=credential, due=self._due(found), failures=0, problem="", lease=0.0)
@@ -320,7 +320,7 @@ class Delegations:
         )  # fmt: skip
 
     def _retry(self, found: Delegation, problem: str) -> None:
-        pause = min(RETRY_FIRST * 2**found.failures, RETRY_MOST, self._life(found) / 20)
+        pause = min(RETRY_FIRST * 2**found.failures, RETRY_MOST, _life(found.certificate) / 20)
         log.warning("delegation %s is not renewed yet, next try in %.0f s: %s", found.id, pause, problem)
         self._change(
             found.id, failures=min(found.failures + 1, 20), problem=problem, lease=0.0,
@@ -342,19 +342,9 @@ class Delegations:
         certificate = found.certificate
         lives = [
             (found.access_expires - found.access_issued, found.access_expires - now),
-            (self._life(found), certificate.not_valid_after_utc.timestamp() - now),
+            (_life(certificate), certificate.not_valid_after_utc.timestamp() - now),
         ]
         return now + max(0.0, min(left - whole * random.uniform(0.45, 0.55) for whole, left in lives))
-
-    def _life(self, found: Delegation) -> float:
-        certificate = found.certificate
-        whole = certificate.not_valid_after_utc - certificate.not_valid_before_utc - proxies.BACKDATE
-        return max(whole.total_seconds(), 1.0)
-
-    def _past_half(self, certificate) -> bool:
-        whole = certificate.not_valid_after_utc - certificate.not_valid_before_utc - proxies.BACKDATE
-        # A little early is better than a whole life of the access token late.
-        return certificate.not_valid_after_utc.timestamp() - time.time() < 0.6 * whole.total_seconds()
 
     def _issue(self, rule: mapping.Rule, dn: str) -> str:
         key = csr.make_key()
@@ -391,3 +381,14 @@ class Delegations:
 
     def _web(self, section: IssuerSection) -> dict:
         return {"cafile": section.cafile and str(section.cafile), "timeout": PROVIDER_SECONDS}
+
+
+def _life(certificate) -> float:
+    """Seconds that a certificate was made for."""
+    whole = certificate.not_valid_after_utc - certificate.not_valid_before_utc - proxies.BACKDATE
+    return max(whole.total_seconds(), 1.0)
+
+
+def _past_half(certificate) -> bool:
+    # A little early is better than a whole life of the access token late.
+    return certificate.not_valid_after_utc.timestamp() - time.time() < 0.6 * _life(certificate)

@@ -6,6 +6,8 @@ The real service over TLS on one core, the client on another, connections kept a
 of hosts, for keys of the client's own, as proxies and end-entity certificates. Beside that, in the same run, what it
 takes where the service makes the key, as token translation did before (GET /get_proxy). A rate is of the seconds that
 the service's processor worked, and so holds on a machine that has other things to do; the clock's is beside it.
+
+tests/setup tests/bench/credentials/run.py, which brings what it imports.
 """
 
 from __future__ import annotations
@@ -23,14 +25,12 @@ import threading
 import time
 from pathlib import Path
 
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, join, tokens
+from forgery import Forger
+from identity_runtime import Identity
+from service_runtime import DEPLOYMENT, HOST, Credentials
+
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / name) for name in ("tests/support", "collections", "src")]
-
-from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, join, tokens  # noqa: E402
-from forgery import Forger  # noqa: E402
-from identity_runtime import Identity  # noqa: E402
-from service_runtime import DEPLOYMENT, HOST, Credentials  # noqa: E402
-
 CONNECTIONS = 8
 TICK = os.sysconf("SC_CLK_TCK")
 RATE, CLOCK = "per second and core", "per second by the clock"

@@ -7,6 +7,8 @@ each instance without a way to the other. Workers ask for certificates of keys o
 for proxies of their own names, and for proxies of what a user delegated. Ends with a table, and with 1 where a
 credential was served that had ended, a worker was left without a valid one, a file was torn, the delegation was lost,
 or something took longer than 10 s to come back.
+
+tests/setup tests/bench/credentials/soak.py, which brings what it imports.
 """
 
 from __future__ import annotations
@@ -28,18 +30,16 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import identity_flows as flows
+from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, files
+from identity_runtime import Identity
+from service_runtime import DEPLOYMENT, Credentials
+
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / name) for name in ("tests/support", "collections", "src")]
-
-import httpx  # noqa: E402
-from cryptography import x509  # noqa: E402
-from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
-
-import identity_flows as flows  # noqa: E402
-from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, files  # noqa: E402
-from identity_runtime import Identity  # noqa: E402
-from service_runtime import DEPLOYMENT, Credentials  # noqa: E402
-
 LIFETIME = 60  # seconds, of tokens and of proxies: the shortest that provider and rules allow
 OUTAGE_MOST = 0.4 * LIFETIME
 RECOVERY_MOST = 10.0

@@ -20,6 +20,7 @@ class Matrix:
     def __init__(self, box, world):
         self.box, self.world = box, world
         self.verdicts, self.broken = {}, {}
+        self.running, self.path = functools.cache(self._start), functools.cache(self._write)
         world.voms_attributes = functools.cache(functools.partial(verifiers.voms_attributes, box, world))
 
     def verdict(self, verifier, shape):
@@ -31,8 +32,7 @@ class Matrix:
             self.verdicts[verifier, shape] = running.judge(self.path(shape), self.path(verifier.good))
         return self.verdicts[verifier, shape]
 
-    @functools.cache  # noqa: B019 - there is one, for the whole session
-    def running(self, verifier):
+    def _start(self, verifier):
         """The verifier, which took a good credential."""
         if verifier.beside:
             self.running(verifier.beside)
@@ -45,8 +45,7 @@ class Matrix:
             raise
         return made
 
-    @functools.cache  # noqa: B019
-    def path(self, shape):
+    def _write(self, shape):
         """Where the container sees a credential of that shape."""
         name = f"{list(SHAPE).index(shape)}.pem"
         files.write(self.box.folder / name, SHAPE[shape].make(self.world).pem)
