@@ -238,12 +238,18 @@ class Delegations:
                 worst = f"delegation {found.id} ends in {left:.0f} s: {found.problem}"
         return {"delegations": len(self._held), "problem": worst}
 
-    def _change(self, number: str, **fields) -> Delegation | None:
-        def change(data: bytes | None) -> bytes | None:
-            return dataclasses.replace(Delegation.decode(data), **fields).encode() if data else None
+    def _change(self, found: Delegation, **fields) -> Delegation | None:
+        """Change the record; None where it is gone, or the person has delegated anew meanwhile."""
+        changed = None
 
-        data = store.update(self._store, f"delegations/{number}", change)
-        return Delegation.decode(data) if data else None
+        def change(data: bytes | None) -> bytes | None:
+            nonlocal changed
+            kept = Delegation.decode(data) if data else None
+            changed = dataclasses.replace(kept, **fields) if kept and kept.created == found.created else None
+            return changed and changed.encode()
+
+        store.update(self._store, f"delegations/{found.id}", change)
+        return changed
 
     def _lease(self, seen: Delegation) -> bool:
         """Whether this instance, and no other, renews it for the next minute."""
@@ -273,7 +279,7 @@ class Delegations:
         try:
             answer = self._fresh_tokens(found, section)
             if answer.get("refresh_token"):  # first of all: the old one is spent
-                found = self._change(number, refresh_token=answer["refresh_token"], intent=False) or found
+                found = self._change(found, refresh_token=answer["refresh_token"], intent=False) or found
             access, _refresh, token = self._tokens(answer, found.issuer, found.subject)
         except client.ClientError as error:
             if error.code in ("invalid_grant", "invalid_client", "unauthorized_client", "access_denied"):
@@ -285,7 +291,7 @@ class Delegations:
             self._retry(found, str(error))
             return
         fields = {"access_token": access, "access_issued": time.time(), "access_expires": token.expires}
-        found = self._change(number, **fields, intent=False)
+        found = self._change(found, **fields, intent=False)
         if found is None:
             return
         decision = mapping.decide([rule], token, "proxy")
@@ -296,7 +302,7 @@ class Delegations:
         if _past_half(found.certificate):
             credential = self._issue(rule, found.dn)
         found = dataclasses.replace(found, credential=credential)
-        found = self._change(number, credential=credential, due=self._due(found), failures=0, problem="", lease=0.0)
+        found = self._change(found, credential=credential, due=self._due(found), failures=0, problem="", lease=0.0)
         self.renewals["renewed"] += 1
         if found:
             self._keep(found)
@@ -313,7 +319,7 @@ class Delegations:
                 if not error.code:
                     raise
                 log.info("delegation %s: no exchange (%s), so its refresh token again", found.id, error.code)
-        self._change(found.id, intent=True)
+        self._change(found, intent=True)
         return client.refresh_token(
             url, section.client_id, found.refresh_token, client_secret=secret, audience=section.audience,
             **self._web(section),
@@ -323,14 +329,14 @@ class Delegations:
         pause = min(RETRY_FIRST * 2**found.failures, RETRY_MOST, _life(found.certificate) / 20)
         log.warning("delegation %s is not renewed yet, next try in %.0f s: %s", found.id, pause, problem)
         self._change(
-            found.id, failures=min(found.failures + 1, 20), problem=problem, lease=0.0,
+            found, failures=min(found.failures + 1, 20), problem=problem, lease=0.0,
             due=time.time() + pause * random.uniform(0.5, 1.5),
         )  # fmt: skip
         self.renewals["failed"] += 1
 
     def _end(self, found: Delegation, why: str) -> None:
         log.warning("delegation %s has ended: %s", found.id, why)
-        ended = self._change(found.id, ended=why, access_token="", refresh_token="", lease=0.0)
+        ended = self._change(found, ended=why, access_token="", refresh_token="", lease=0.0)
         self._ca.revoke(found.certificate.serial_number)
         self.renewals["ended"] += 1
         if ended:

@@ -12,7 +12,7 @@ import identity_flows as flows
 from agent_runtime import RealConsul, consul_program
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, names, proxies, store
 from dodas.credentials.config import Config
-from dodas.credentials.delegations import Delegation
+from dodas.credentials.delegations import Delegation, Delegations
 from identity_runtime import Identity
 from service_runtime import Credentials
 
@@ -244,3 +244,16 @@ def test_two_instances_share_a_state_in_consul(tmp_path, identity, request_pem):
         first.stop()
         second.stop()
         consul.stop()
+
+
+def test_what_was_refused_to_the_one_before_does_not_end_the_new_one(service, identity):
+    """A renewal that is under way while the person delegates anew."""
+    config = Config.model_validate(service.settings)
+    number = service.delegate(login(identity))
+    before = service.record(number)
+    service.delegate(login(identity))
+    kept = Delegations(config, service.store, None, None)
+    assert before.created != service.record(number).created
+    assert kept._change(before, ended="the issuer refuses", refresh_token="") is None
+    assert not service.record(number).ended and service.record(number).refresh_token
+    assert kept._change(service.record(number), problem="seen").problem == "seen"
