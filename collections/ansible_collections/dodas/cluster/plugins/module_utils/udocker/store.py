@@ -13,11 +13,10 @@ Everything appears under its name by a rename, when it is whole. The folder may 
 repos/, layers/ and containers/ are read (see legacy), and nothing of it is changed.
 """
 
-import contextlib
 import errno
-import hashlib
 import os
 
+from . import records
 from .errors import Error, NotFound
 
 CHUNK = 1 << 20
@@ -78,7 +77,7 @@ class Store:
 
     def write_blob(self, content):
         """Keep a small blob; returns its digest."""
-        digest = "sha256:" + hashlib.sha256(content).hexdigest()
+        digest = hash_of("sha256:" + 64 * "0", content)
         if not self.has_blob(digest):
             with self.temporary() as folder:
                 path = os.path.join(folder, "blob")
@@ -116,11 +115,8 @@ class Store:
 
     def image(self, name):
         """The Image of a full name; raises NotFound."""
-        import json
-
         try:
-            with open(self._image_path(name), encoding="utf-8") as source:
-                return Image(**json.load(source))
+            return Image(**records.read(self._image_path(name)))
         except FileNotFoundError:
             raise NotFound(f"no image {name} in the store") from None
         except (ValueError, TypeError) as exc:
@@ -136,7 +132,7 @@ class Store:
         return sorted(found, key=lambda image: image.name)
 
     def write_image(self, image):
-        self.write_json(self._image_path(image.name), image.as_dict())
+        records.write(self._image_path(image.name), image.as_dict())
 
     def remove_image(self, name):
         """Forget a name; blobs and layers stay until they are pruned. Raises NotFound."""
@@ -145,8 +141,10 @@ class Store:
             os.unlink(path)
         except FileNotFoundError:
             raise NotFound(f"no image {name} in the store") from None
-        with contextlib.suppress(OSError):
+        try:
             os.rmdir(os.path.dirname(path))
+        except OSError:
+            pass  # other tags are there
 
     def _image_path(self, name):
         repository, _colon, tag = name.rpartition(":")
@@ -160,56 +158,63 @@ class Store:
 
     # What is half made
 
-    @contextlib.contextmanager
     def temporary(self):
-        """A folder below tmp/ that goes when the block ends; what is to stay is renamed out of it."""
+        """A folder below tmp/, for a `with`; it goes when the block ends: what is to stay is renamed out of it."""
+        return _Temporary(self.path("tmp"))
+
+    def lock(self, name, shared=False):
+        """Hold lock `name` (pull of one image, one container's state, prune) in a `with`; waits for others."""
+        return _Lock(self.path("locks"), _quote(name), shared)
+
+
+# Not made with contextlib: importing that takes longer than running a container.
+
+
+class _Temporary:
+    def __init__(self, parent):
+        self.parent = parent
+
+    def __enter__(self):
         import fcntl
-        import shutil
         import tempfile
 
-        os.makedirs(self.path("tmp"), exist_ok=True)
-        folder = tempfile.mkdtemp(dir=self.path("tmp"))
+        os.makedirs(self.parent, exist_ok=True)
+        self.path = tempfile.mkdtemp(dir=self.parent)
         # Held while somebody works here; `prune` removes what nobody holds.
-        holder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(holder, fcntl.LOCK_EX)
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(holder)
+        self.holder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self.holder, fcntl.LOCK_EX)
+        return self.path
 
-    @contextlib.contextmanager
-    def lock(self, name, shared=False):
-        """Hold lock `name` (pull of one image, one container's state, prune); waits for others."""
+    def __exit__(self, *_exception):
+        import shutil
+
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self.holder)
+
+
+class _Lock:
+    def __init__(self, folder, name, shared):
+        self.folder, self.name, self.shared = folder, name, shared
+
+    def __enter__(self):
         import fcntl
 
-        os.makedirs(self.path("locks"), exist_ok=True)
-        holder = os.open(self.path("locks", _quote(name)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.makedirs(self.folder, exist_ok=True)
+        self.holder = os.open(os.path.join(self.folder, self.name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(holder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(holder)
-
-    @staticmethod
-    def write_json(path, content):
-        """Write a file as a whole or not at all."""
-        import json
-
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{os.getpid()}"
-        try:
-            with open(temporary, "w", encoding="utf-8") as target:
-                json.dump(content, target)
-            os.replace(temporary, path)
+            fcntl.flock(self.holder, fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            os.close(self.holder)
             raise
+
+    def __exit__(self, *_exception):
+        os.close(self.holder)
 
 
 def hash_of(digest, content=b""):
     """The digest of `content` with the algorithm that `digest` uses."""
+    import hashlib
+
     algorithm = _parts(digest)[0]
     return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 

@@ -1,0 +1,289 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The runtime beside udocker 1.3.17 (PyPI, with Debian's proot), rootless podman and no container at all: one table.
+
+Everything runs as one unprivileged user, on a file system of its own that is made anew for each round (ext4 in a file,
+so root is needed to mount it), with images pulled from a registry on loopback. Figures are medians of the rounds, in
+seconds of wall clock as who typed the command sees them, start-up included; `cpu` rows are user and system seconds.
+Targets are ratios of medians within the run. Use a quiet machine. Run it with: tests/setup tests/bench/udocker/run.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from udocker_images import many_image, python_image
+from udocker_people import Person
+from udocker_registry import Registry
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = 50_000
+MODULES = 1_500
+CONTAINERS = 20
+
+FIND = ["/usr/bin/find", "/opt/many", "-newermt", "2001-01-01", "-printf", ""]
+STAT = ["/usr/bin/python3", "/opt/bench/stat.py"]
+IMPORTS = ["/usr/bin/python3", "/opt/bench/imports.py"]
+LOOP = ["/usr/bin/python3", "-c", "sum(i * i for i in range(12_000_000))"]
+DELETE = ["/bin/rm", "-rf", "/opt/many"]
+TRUE = ["/bin/true"]
+
+# what is measured, which peer it is held against, and how many times better (or at most how much worse) it has to be
+TARGETS = [
+    ("create", "udocker 1.3.17", 50, None),
+    ("pull + create", "udocker 1.3.17", 2, None),
+    ("run /bin/true", "udocker 1.3.17", 2.5, None),
+    ("run /bin/true", "podman", 2, None),
+    ("find over 50,000 files", "udocker 1.3.17", 8, None),
+    ("stat of 50,000 files", "udocker 1.3.17", 5, None),
+    ("1,500 imports", "udocker 1.3.17", 4, None),
+    ("rm", "udocker 1.3.17", 20, None),
+    ("python loop, cpu", "native", None, 1.05),
+]
+DIRECTORY_TARGETS = [("find over 50,000 files", 1.3), ("stat of 50,000 files", 1.3)]
+
+
+class Tool:
+    """One program with a store below `home`; `options` go to run and create."""
+
+    def __init__(self, name, person, home, command, options=(), environment=None):
+        self.name, self.person, self.home = name, person, home
+        self.command, self.options = list(command), list(options)
+        self.environment = environment or {}
+
+    def __call__(self, *arguments, ok=True):
+        """Run it; returns (output, wall seconds, CPU seconds)."""
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = self.person.run([*self.command, *arguments], env=self.environment, timeout=900)
+        wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if ok and done.returncode != 0:
+            sys.exit(f"{self.name} {' '.join(arguments)} exited {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def prepare(self):
+        """What is done once for a new file system, before anything is timed."""
+
+    def create(self, image):
+        printed, wall, _cpu = self("create", *self.options, image)
+        return printed.split()[-1], wall
+
+    def pull(self, image):
+        return self("pull", image)[1]
+
+    def run(self, container, command):
+        """Run a command in a container that is there; returns (wall, CPU)."""
+        return self("run", container, *command)[1:]
+
+    def remove(self, container):
+        return self("rm", container)[1]
+
+
+class Ours(Tool):
+    def __init__(self, person, home, program, engine):
+        super().__init__(f"udocker, {engine}", person, home, [program, "-q", f"--engine={engine}"],
+                         environment={"UDOCKER_DIR": f"{home}/ours-{engine}"})  # fmt: skip
+
+
+class Peer(Tool):
+    """udocker 1.3.17: mode P1 with the proot of Debian."""
+
+    def __init__(self, person, home, program):
+        super().__init__("udocker 1.3.17", person, home, [program, "-q", "--insecure"], environment={
+            "UDOCKER_DIR": f"{home}/peer", "UDOCKER_USE_PROOT_EXECUTABLE": shutil.which("proot"),
+            "UDOCKER_DEFAULT_EXECUTION_MODE": "P1",
+        })  # fmt: skip
+
+    def run(self, container, command):
+        return self("run", "--nobanner", container, *command)[1:]
+
+
+class Podman(Tool):
+    def __init__(self, person, home):
+        # This machine may lack what podman's defaults ask for; none of it makes podman slower.
+        configuration = Path(home) / "containers.conf"
+        configuration.write_text(
+            '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\npids_limit = 0\n'
+            '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n', encoding="utf-8")  # fmt: skip
+        super().__init__(
+            "podman", person, home, ["podman", f"--root={home}/podman", f"--runroot={home}/podman-run"],
+            ["--network=host", "--cgroups=disabled"], {"CONTAINERS_CONF": str(configuration)},
+        )  # fmt: skip
+
+    def pull(self, image):
+        return self("pull", "--quiet", "--tls-verify=false", image)[1]
+
+    def run(self, image, command):
+        """podman runs an image each time: it cannot run a command of our choice in a container that is there."""
+        return self("run", "--rm", *self.options, image, *command)[1:]
+
+
+@contextlib.contextmanager
+def file_system(folder, owner, gigabytes=6):
+    """A new ext4 file system mounted at folder/fs."""
+    image, point = folder / "fs.img", folder / "fs"
+    point.mkdir(exist_ok=True)
+    with image.open("wb") as target:
+        target.truncate(gigabytes << 30)
+    subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, point], check=True)
+    try:
+        os.chown(point, owner.uid, owner.gid)
+        yield point
+    finally:
+        subprocess.run(["umount", "--lazy", point], check=True)
+        image.unlink()
+
+
+def one_round(figures, make_tools, registry, folder, person):
+    """Add one sample of everything to figures[measure][tool]."""
+
+    def note(measure, tool, seconds):
+        figures.setdefault(measure, {}).setdefault(tool, []).append(seconds)
+
+    base, many = (f"{registry.address}/{name}:latest" for name in ("base", "many"))
+    for make in make_tools:
+        with file_system(folder, person) as home:
+            tool = make(home)
+            pulled = tool.pull(base)
+            _settle()
+            container, created = tool.create(base)
+            note("pull + create", tool.name, pulled + created)
+            note("create", tool.name, statistics.median([created, *(tool.create(base)[1] for _ in range(2))]))
+            place = base if isinstance(tool, Podman) else container
+            tool.run(place, TRUE)
+            note("run /bin/true", tool.name, statistics.median(tool.run(place, TRUE)[0] for _ in range(5)))
+            if not isinstance(tool, Podman):
+                note("python loop, cpu", tool.name, tool.run(container, LOOP)[1])
+            _settle()
+            note("rm", tool.name, tool.remove(container))
+            if isinstance(tool, Podman):
+                continue
+            if tool.name == "udocker, overlay":
+                before = _used(home)
+                for _ in range(CONTAINERS):
+                    tool.run(tool.create(base)[0], TRUE)
+                note("MB a further container", tool.name, (_used(home) - before) / CONTAINERS / 1e6)
+            tool.pull(many)
+            container, _ = tool.create(many)
+            _settle()
+            for measure, command in (("find over 50,000 files", FIND), ("stat of 50,000 files", STAT),
+                                     ("1,500 imports", IMPORTS)):  # fmt: skip
+                tool.run(container, command)  # who reads the disk first is not what is measured
+                note(measure, tool.name, statistics.median(tool.run(container, command)[0] for _ in range(3)))
+            note("rm -rf of 50,000 files", tool.name, tool.run(container, DELETE)[0])
+            note("rm of a container of 50,000 files", tool.name, tool.remove(tool.create(many)[0]))
+
+
+def native_round(figures, tree, folder, person):
+    """The same commands on the same files without any container."""
+    with file_system(folder, person) as home:
+        subprocess.run(["cp", "-a", tree, home / "tree"], check=True)
+        subprocess.run(["chown", "-R", f"{person.uid}:{person.gid}", home / "tree"], check=True)
+        _settle()
+        tool = Tool("native", person, home, ["/usr/bin/env"])
+        for measure, command in (("run /bin/true", TRUE), ("find over 50,000 files", FIND),
+                                 ("stat of 50,000 files", STAT), ("1,500 imports", IMPORTS)):  # fmt: skip
+            here = [word.replace("/opt/", f"{home}/tree/opt/") for word in command]
+            tool(*here)
+            seconds = statistics.median(tool(*here)[1] for _ in range(3))
+            figures.setdefault(measure, {}).setdefault(tool.name, []).append(seconds)
+        figures.setdefault("python loop, cpu", {}).setdefault(tool.name, []).append(tool(*LOOP)[2])
+        figures.setdefault("rm -rf of 50,000 files", {}).setdefault(tool.name, []).append(
+            tool("/bin/rm", "-rf", f"{home}/tree/opt/many")[1]
+        )
+
+
+def _settle():
+    """Let the disk finish what came before: it is not part of the next figure."""
+    os.sync()
+
+
+def _used(path):
+    os.sync()
+    found = os.statvfs(path)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def show(figures, console):
+    """The table of medians; returns how many targets were missed."""
+    medians = {measure: {tool: statistics.median(values) for tool, values in row.items()}
+               for measure, row in figures.items()}  # fmt: skip
+    names = ["udocker, overlay", "udocker, directory", "udocker 1.3.17", "podman", "native"]
+    table = Table("median of the rounds", *names)
+    for measure, row in medians.items():
+        table.add_row(measure, *(f"{row[name]:.3f}" if name in row else "" for name in names))
+    console.print(table)
+    missed = 0
+    verdicts = Table("target", "wanted", "found", "")
+    for measure, peer, better, worse in TARGETS:
+        row = medians[measure]
+        ours = row["udocker, overlay"]
+        found = row[peer] / ours if better else ours / row[peer]
+        good = found >= better if better else found <= worse
+        missed += not good
+        wanted = f"{better} x faster" if better else f"at most {worse} of"
+        verdicts.add_row(measure, f"{wanted} {peer}", f"{found:.2f}", "ok" if good else "MISSED")
+    for measure, worse in DIRECTORY_TARGETS:
+        found = medians[measure]["udocker, directory"] / medians[measure]["native"]
+        missed += found > worse
+        verdicts.add_row(measure, f"directory: at most {worse} of native", f"{found:.2f}",
+                         "ok" if found <= worse else "MISSED")  # fmt: skip
+    disk = medians["MB a further container"]["udocker, overlay"]
+    missed += disk >= 1
+    verdicts.add_row("disk of a further container", "less than 1 MB", f"{disk:.3f}", "ok" if disk < 1 else "MISSED")
+    console.print(verdicts)
+    return missed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="samples of each figure (default: 10)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample to FILE")
+    parser.add_argument("--without", action="append", default=[], metavar="TOOL", help="leave a peer out")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("run it as root: it mounts a new file system for each sample, and makes the user that runs the tools")
+    console = Console(width=150)
+    figures = {}
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch, Person("bench", subids=True) as person:
+        folder = Path(scratch)
+        folder.chmod(0o755)
+        program = folder / "udocker"
+        subprocess.run([sys.executable, "-m", "ansible_collections.dodas.cluster.plugins.module_utils.udocker.bundle",
+                        program], check=True)  # fmt: skip
+        with Registry(folder / "registry") as registry:
+            registry.push(python_image(folder / "images"), "base")
+            tree = folder / "tree"
+            registry.push(many_image(folder / "images", files=FILES, modules=MODULES, tree=tree), "many")
+            makers = [
+                lambda home: Ours(person, home, program, "overlay"),
+                lambda home: Ours(person, home, program, "directory"),
+            ]
+            if "udocker" not in options.without:
+                makers.append(lambda home: Peer(person, home, shutil.which("udocker")))
+            if "podman" not in options.without:
+                makers.append(lambda home: Podman(person, home))
+            for number in range(options.rounds):
+                console.print(f"round {number + 1} of {options.rounds}, load {os.getloadavg()[0]:.1f}")
+                one_round(figures, makers, registry, folder, person)
+                native_round(figures, tree, folder, person)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return 1 if show(figures, console) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
