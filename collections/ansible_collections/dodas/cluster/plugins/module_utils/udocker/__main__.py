@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python3 -m ...udocker`: the command line."""
+
+import sys
+
+from .cli import main
+
+main(sys.argv)
