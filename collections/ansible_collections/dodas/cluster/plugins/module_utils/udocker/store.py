@@ -227,14 +227,17 @@ def _parts(digest):
     return algorithm, value
 
 
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
 def _quote(name):
     """One file name that stands for `name`, and tells it from every other."""
-    return "".join(char if char.isalnum() or char in "._-" else f"%{ord(char):02x}" for char in name)
+    return "".join([chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in name.encode("utf-8", "surrogateescape")])
 
 
 def _unquote(name):
-    first, *rest = name.split("%")
-    return first + "".join(chr(int(part[:2], 16)) + part[2:] for part in rest)
+    first, *rest = name.encode("utf-8", "surrogateescape").split(b"%")
+    return (first + b"".join([bytes([int(part[:2], 16)]) + part[2:] for part in rest])).decode("utf-8", "surrogateescape")
 
 
 def _listed(path):
