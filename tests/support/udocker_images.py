@@ -236,10 +236,10 @@ def debian_root(suite="bookworm", packages=()):
             memory = Path("/dev/shm")  # dpkg's many small writes are what takes long
             with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
                 made = archive.with_suffix(f".{os.getpid()}.tar")
+                include = [f"--include={','.join(packages)}"] if packages else []
                 command = [
                     "mmdebstrap", "--variant=minbase", "--aptopt=Acquire::Check-Valid-Until false",
-                    "--dpkgopt=force-unsafe-io", f"--include={','.join(packages)}", suite, str(made),
-                    *debian_sources(suite),
+                    "--dpkgopt=force-unsafe-io", *include, suite, str(made), *debian_sources(suite),
                 ]  # fmt: skip
                 done = subprocess.run(
                     command, env={**os.environ, "TMPDIR": scratch}, capture_output=True, text=True, check=False
