@@ -15,10 +15,10 @@ While a container runs, its keeper alone writes state.json: the process that sta
 the foreground. Everybody else holds the container's lock and writes only when no keeper lives.
 """
 
-import contextlib
 import errno
 import os
 
+from . import records
 from .errors import Error, NotFound
 
 # What `create` and `run` take, by the long names of the options, with what holds when nothing is said.
@@ -134,10 +134,10 @@ class Container:
     def write_state(self, state):
         """Write state.json: for its keeper, or under its lock."""
         if os.path.isdir(self.directory):
-            self.store.write_json(self.path("state.json"), state)
+            records.write(self.path("state.json"), state)
 
     def write_record(self):
-        self.store.write_json(self.path("record.json"), self.record)
+        records.write(self.path("record.json"), self.record)
 
     def is_running(self):
         return self.state()["status"] in ("running", "restarting", "elsewhere")
@@ -146,13 +146,9 @@ class Container:
     def protected(self):
         return os.path.exists(self.path("PROTECT"))
 
-    @contextlib.contextmanager
     def locked(self, what, deadline=LOCK_DEADLINE):
-        """Hold its lock for `what` ("start", "remove"); after `deadline` seconds Error names who holds it."""
-        with locked(self.store, self.id, what, deadline) as holder:
-            if not os.path.isdir(self.directory):
-                raise NotFound(f"container {self.id[:12]} is gone")
-            yield holder
+        """Hold its lock for `what` ("start", "remove") in a `with`; after `deadline` s Error names who holds it."""
+        return _Locked(self, what, deadline)
 
 
 # Who is alive
@@ -260,11 +256,8 @@ def _foreign_record(directory, identifier):
 
 def _read_json(path):
     """The content of a JSON file; None when there is none. Raises Error."""
-    import json
-
     try:
-        with open(path, encoding="utf-8") as source:
-            return json.load(source)
+        return records.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as exc:
@@ -277,11 +270,15 @@ def _read_json(path):
 def names(store, identifier=None):
     """The names of one container; without `identifier` {id: [names]} of all."""
     found = {}
-    with contextlib.suppress(FileNotFoundError), os.scandir(store.path("containers")) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                with contextlib.suppress(OSError):
-                    found.setdefault(os.path.basename(os.readlink(entry.path)), []).append(entry.name)
+    try:
+        with os.scandir(store.path("containers")) as entries:
+            linked = [entry for entry in entries if entry.is_symlink()]
+    except FileNotFoundError:
+        linked = []
+    for entry in linked:
+        target = _target(entry.path)
+        if target:
+            found.setdefault(target, []).append(entry.name)
     for same in found.values():
         same.sort()
     return found if identifier is None else found.get(identifier, [])
@@ -307,8 +304,7 @@ def add_name(container, name):
             if taken is None or os.path.isdir(container.store.container(taken)):
                 break
             # Of a container that is gone: whoever removed it was killed before the name was.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            _unlink(path)
     raise Error(f"the name {name} is taken by container {(_target(path) or name)[:12]}: remove or rename that one")
 
 
@@ -325,8 +321,14 @@ def rename(container, new):
     old = container.names()
     add_name(container, new)
     for name in old:
-        with contextlib.suppress(NotFound):
-            remove_name(container.store, name)
+        _unlink(container.store.path("containers", name))
+
+
+def _unlink(path):
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _target(path):
@@ -432,38 +434,36 @@ def new_id():
 
 
 def _image_configuration(store, image):
-    import json
-
-    return json.loads(store.read_blob(image.config).decode("utf-8")) if image else {}
+    return records.loads(store.read_blob(image.config).decode("utf-8")) if image else {}
 
 
 def _write_description(folder, record, configuration):
-    import json
-
     for name, content in (("record.json", record), ("container.json", configuration)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as target:
-            json.dump(content, target)
+            target.write(records.dumps(content))
     if record["image"]:
         with open(os.path.join(folder, "imagerepo.name"), "w", encoding="utf-8") as target:
             target.write(record["image"])
 
 
-@contextlib.contextmanager
-def _half_made(store, identifier):
+class _half_made:
     """A folder in tmp/ for a container that is being made; held, so that `prune` leaves it alone."""
-    import fcntl
 
-    folder = store.path("tmp", f"container-{identifier}")
-    os.makedirs(folder, 0o700)
-    holder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(holder, fcntl.LOCK_EX)
-        yield folder
-    except BaseException:
-        _delete_tree(folder)
-        raise
-    finally:
-        os.close(holder)
+    def __init__(self, store, identifier):
+        self.folder = store.path("tmp", f"container-{identifier}")
+
+    def __enter__(self):
+        import fcntl
+
+        os.makedirs(self.folder, 0o700)
+        self.holder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self.holder, fcntl.LOCK_EX)
+        return self.folder
+
+    def __exit__(self, kind, *_exception):
+        if kind is not None:
+            _delete_tree(self.folder)
+        os.close(self.holder)
 
 
 def _appear(store, folder, container):
@@ -515,8 +515,7 @@ def discard(container):
     """Make it disappear: for its keeper, or whoever holds its lock."""
     store = container.store
     for name in container.names():
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(store.path("containers", name))
+        _unlink(store.path("containers", name))
     folder = store.path("tmp", f"removed-{container.id}")
     os.makedirs(store.path("tmp"), exist_ok=True)
     try:
@@ -559,9 +558,11 @@ def prune(store, older_than=0.0):
     now = _now()
     for container in listed(store):
         if not container.protected and not container.is_running() and now - container.record["created"] >= older_than:
-            with contextlib.suppress(Error):
+            try:
                 remove(container)
-                removed.append(container.id)
+            except Error:  # somebody started it, or was faster
+                continue
+            removed.append(container.id)
     tidy(store)
     return removed
 
@@ -591,8 +592,7 @@ def tidy(store):
     for identifier, linked in names(store).items():
         if not os.path.isdir(store.container(identifier)):
             for name in linked:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(store.path("containers", name))
+                _unlink(store.path("containers", name))
 
 
 def protect(container):
@@ -601,60 +601,66 @@ def protect(container):
 
 
 def unprotect(container):
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(container.path("PROTECT"))
+    _unlink(container.path("PROTECT"))
 
 
 # Locks
 
 
-@contextlib.contextmanager
-def locked(store, identifier, what, deadline=LOCK_DEADLINE):
-    """Hold a container's lock; yields its descriptor. After `deadline` seconds Error names who holds it."""
+class _Locked:
+    def __init__(self, container, what, deadline):
+        self.container, self.what, self.deadline = container, what, deadline
+
+    def __enter__(self):
+        """Returns the descriptor that holds the lock."""
+        self.holder = _acquire(self.container, self.what, self.deadline)
+        if not os.path.isdir(self.container.directory):
+            os.close(self.holder)
+            raise NotFound(f"container {self.container.id[:12]} is gone")
+        return self.holder
+
+    def __exit__(self, *_exception):
+        os.close(self.holder)
+
+
+def _acquire(container, what, deadline):
     import fcntl
 
-    path = _lock_path(store, identifier)
-    holder = None
+    path = _lock_path(container)
     end = None
     pause = 0.001
-    try:
-        while True:
-            try:
-                holder = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                continue
-            try:
-                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _same_file(holder, path):
-                    break
-            except BlockingIOError:
-                import time
+    while True:
+        try:
+            holder = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            continue
+        try:
+            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same_file(holder, path):
+                os.ftruncate(holder, 0)
+                os.pwrite(holder, f"{what} (process {os.getpid()})".encode(), 0)
+                return holder
+        except BlockingIOError:
+            import time
 
-                end = end or time.monotonic() + deadline
-                if time.monotonic() > end:
-                    who = os.pread(holder, 100, 0).decode("utf-8", "replace") or "another command"
-                    raise Error(f"container {identifier[:12]}: cannot {what}: busy for {deadline:g} s: {who}") from None
-                time.sleep(pause)
-                pause = min(pause * 2, 0.05)
-            os.close(holder)
-            holder = None
-        os.ftruncate(holder, 0)
-        os.pwrite(holder, f"{what} (process {os.getpid()})".encode(), 0)
-        yield holder
-    finally:
-        if holder is not None:
-            os.close(holder)
+            end = end or time.monotonic() + deadline
+            if time.monotonic() > end:
+                who = os.pread(holder, 100, 0).decode("utf-8", "replace") or "another command"
+                os.close(holder)
+                raise Error(f"container {container.id[:12]}: cannot {what}: busy for {deadline:g} s: {who}") from None
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+        os.close(holder)
 
 
 def forget_lock(container):
     """Remove the lock's file of a container that is gone."""
-    with contextlib.suppress(OSError):
-        os.unlink(_lock_path(container.store, container.id))
+    _unlink(_lock_path(container))
 
 
-def _lock_path(store, identifier):
-    return store.path("locks", f"container-{identifier}")
+def _lock_path(container):
+    return container.store.path("locks", f"container-{container.id}")
 
 
 def _same_file(descriptor, path):
@@ -692,7 +698,7 @@ def materialise(container):
         if os.path.isdir(container.path("upper")):
             layers.append(container.path("upper"))
         engine.prepare(folder, layers)
-        with contextlib.suppress(FileNotFoundError):
+        if os.path.isdir(root):
             os.rmdir(root)
         os.rename(os.path.join(folder, "ROOT"), root)
         container.record["engine"] = engine.name
