@@ -1,0 +1,1115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers: from the tar stream of an image to a folder of the store, once for all containers.
+
+Whatever an image says, nothing is written outside of the layer's folder: each folder on the way to a name is opened
+without following links, a name with `..` is refused, and what stands in the way (a link, a file) is replaced.
+Whiteouts take the form that overlay reads: a character device 0:0, and user.overlay.opaque on a folder. Where the file
+system or the kernel has neither, they stay the files `.wh.NAME` and `.wh..wh..opq`, which `merged` reads, too.
+
+Devices are recorded and not made. Of `dev` at the top, which engines mount anew, only the folder is kept.
+
+What a layer holds is written beside it, `layers/HEX.json.z`: for `verify`, and for owners that the file system has not
+got. Entries are [path, kind, mode, uid, gid, size, mtime in ns, more]; kind is f, d, l, p, w (whiteout), c, b; more is
+the CRC-32 of a file, a link's target, a device's [major, minor], and for a folder whether it is opaque.
+"""
+
+import errno
+import os
+import stat
+import struct
+import zlib
+
+from .errors import Error
+
+CHUNK = 1 << 20
+OWNER = "user.containers.override_stat"  # "uid:gid:mode", as fuse-overlayfs and containers/storage write it
+OPAQUE = "user.overlay.opaque"
+RESERVED = ("user.overlay.", "user.containers.", "user.fuseoverlayfs.")
+WHITEOUT = b".wh."
+# Folders that a layer uses and does not hold: overlay shows those of the topmost layer, and so /tmp must be right.
+IMPLIED = {b"tmp": 0o1777, b"var/tmp": 0o1777, b"root": 0o700}
+ZERO = bytes(512)
+HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
+# Said of owners, attributes and devices that a file system or a namespace has not got.
+NO_SUCH = (
+    errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.EINVAL, errno.ENOSYS,
+)  # fmt: skip
+OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Limits:
+    """What a layer may ask for. `$UDOCKER_LAYER_LIMITS` ("bytes=2000000000000,ratio=2000") overrides the defaults.
+
+    bytes: of the tar, and of what its sparse files seem to hold; entries: files, folders and links;
+    ratio: bytes of the tar to those of the compressed stream, once the tar is larger than 1 GiB;
+    name: bytes of a path; depth: folders in it; header: bytes of extended headers of one entry
+    """
+
+    __slots__ = ("bytes", "depth", "entries", "header", "name", "ratio")
+
+    def __init__(self, **values):
+        self.bytes = 1 << 38
+        self.entries = 10000000
+        self.ratio = 500
+        self.name = 4096
+        self.depth = 256
+        self.header = 1 << 20
+        for word in os.environ.get("UDOCKER_LAYER_LIMITS", "").replace(",", " ").split():
+            name, _equals, value = word.partition("=")
+            if name not in self.__slots__ or not value.isdigit():
+                raise Error(f"UDOCKER_LAYER_LIMITS: {word}: NAME=NUMBER with a NAME of {', '.join(self.__slots__)}")
+            setattr(self, name, int(value))
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def refuse(self, name, what):
+        raise Error(
+            f"{what}: more than the limit {name}={getattr(self, name)}; if you trust the image, raise it:"
+            f" UDOCKER_LAYER_LIMITS={name}=NUMBER"
+        )
+
+
+def layer(store, source, diff_id=None, limits=None):
+    """Unpack a layer into the store, and return its diff-id ("sha256:..." of the tar).
+
+    source: path, descriptor, or object with read(size), of a tar, plain or compressed with gzip, bzip2, xz or zstd.
+    It is read to its end. diff_id: what the tar must hash to; the layer appears in the store only if it does.
+    Raises Error: the stream is damaged, is hostile, or there is no room.
+    """
+    from . import userns
+
+    limits = limits or Limits()
+    # Programs in layers have setuid bits: nobody else gets at them.
+    os.makedirs(store.path("layers"), 0o700, exist_ok=True)
+    if os.stat(store.path("layers")).st_mode & 0o77:
+        os.chmod(store.path("layers"), 0o700)
+    with opened(source) as descriptor, store.temporary() as folder:
+        try:
+            return userns.call(_layer, store, descriptor, folder, diff_id, limits)
+        finally:
+            # Files of other owners, and folders without rights, are removed by who may.
+            if os.path.exists(os.path.join(folder, "layer")):
+                userns.call(remove, folder)
+
+
+def summary(store, diff_id):
+    """What a layer holds, {path as bytes: entry}; None where that was not recorded."""
+    import json
+
+    try:
+        with open(store.layer(diff_id) + ".json.z", "rb") as source:
+            entries = json.loads(zlib.decompress(source.read()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, zlib.error) as exc:
+        raise Error(f"{store.layer(diff_id)}.json.z is damaged ({exc}): remove it, and pull the image again") from exc
+    return {os.fsencode(entry[0]): entry for entry in entries}
+
+
+def visible(layers):
+    """Those of the layers' folders (lowest first) that count: overlay does not look whether the top is opaque."""
+    for at in range(len(layers) - 1, 0, -1):
+        if is_opaque(layers[at]):
+            return layers[at:]
+    return layers
+
+
+def is_opaque(folder):
+    """Whether a folder of a layer (path or descriptor) hides what lower layers have in it."""
+    try:
+        return os.getxattr(folder, OPAQUE) == b"y"
+    except OSError as exc:
+        if exc.errno not in (errno.ENODATA, errno.ENOTSUP):
+            raise
+    try:
+        os.stat(WHITEOUT + b".wh..opq" if isinstance(folder, int) else os.path.join(folder, ".wh..wh..opq"),
+                dir_fd=folder if isinstance(folder, int) else None, follow_symlinks=False)  # fmt: skip
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def merged(layers):
+    """What containers see of the layers' folders (lowest first): (path, source, os.DirEntry), folders first, sorted.
+
+    path: relative to the top; source: the entry's path in the layer that it is from. The top itself is not listed.
+    """
+    yield from _merged("", list(reversed(layers)))
+
+
+def _merged(inside, folders):
+    found = {}  # name -> [entry, folders that have it, uppermost first]
+    hidden = set()
+    for folder in folders:
+        here = set()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".wh."):
+                    here.add(entry.name[4:])
+                elif is_whiteout(entry):
+                    here.add(entry.name)
+                elif entry.name not in hidden:
+                    known = found.get(entry.name)
+                    if known is None:
+                        found[entry.name] = [entry, [entry.path]]
+                        if not entry.is_dir(follow_symlinks=False) or is_opaque(entry.path):
+                            here.add(entry.name)
+                    elif entry.is_dir(follow_symlinks=False):
+                        known[1].append(entry.path)
+                        if is_opaque(entry.path):
+                            here.add(entry.name)
+                    else:
+                        here.add(entry.name)
+        hidden |= here
+        if is_opaque(folder):
+            break
+    for name in sorted(found):
+        entry, below = found[name]
+        path = f"{inside}/{name}" if inside else name
+        yield path, entry.path, entry
+        if entry.is_dir(follow_symlinks=False):
+            yield from _merged(path, below)
+
+
+def is_whiteout(entry):
+    """Whether an os.DirEntry is a whiteout as overlay has it."""
+    if entry.is_symlink() or entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
+        return False
+    status = entry.stat(follow_symlinks=False)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def remove(folder):
+    """Remove all that is in a folder, whatever its modes are; follows no links. Runs where its owners are mapped."""
+    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | OPEN)
+    try:
+        while True:
+            names = os.listdir(top)
+            if not names:
+                return
+            for name in names:
+                remove_at(top, os.fsencode(name), deep=top)
+    finally:
+        os.close(top)
+
+
+def remove_at(parent, name, path=b"", gone=None, deep=None, depth=0):
+    """Remove `name` (bytes) from the folder with descriptor `parent`; gone(path) is told of all that goes.
+
+    What is deeper than descriptors and recursion reach is moved to the folder with descriptor `deep`.
+    """
+    try:
+        os.unlink(name, dir_fd=parent)
+    except IsADirectoryError:
+        pass
+    except FileNotFoundError:
+        return
+    else:
+        if gone:
+            gone(path)
+        return
+    if depth > 200 and deep is not None:
+        os.rename(name, b"deep-%d" % os.lstat(name, dir_fd=parent).st_ino, src_dir_fd=parent, dst_dir_fd=deep)
+        return
+    try:
+        here = os.open(name, os.O_RDONLY | os.O_DIRECTORY | OPEN, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=parent)
+        here = os.open(name, os.O_RDONLY | os.O_DIRECTORY | OPEN, dir_fd=parent)
+    try:
+        if os.geteuid() and os.fstat(here).st_mode & 0o300 != 0o300:
+            os.fchmod(here, 0o700)
+        for child in os.listdir(here):
+            child = os.fsencode(child)
+            remove_at(here, child, path + b"/" + child, gone, deep, depth + 1)
+    finally:
+        os.close(here)
+    os.rmdir(name, dir_fd=parent)
+    if gone:
+        gone(path)
+
+
+class opened:
+    """Context: a descriptor to read `source` from: a path, a descriptor, or an object with read(size)."""
+
+    def __init__(self, source):
+        self.source = source
+        self.failure = None
+
+    def __enter__(self):
+        source = self.source
+        if isinstance(source, int):
+            self.descriptor = os.dup(source)
+        elif isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
+            try:
+                self.descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as exc:
+                raise Error(f"{os.fsdecode(source)}: {exc.strerror}") from exc
+        else:
+            import threading
+
+            # The child gets a pipe, which this process fills.
+            self.descriptor, target = os.pipe2(os.O_CLOEXEC)
+            self.thread = threading.Thread(target=self._pump, args=(source, target), daemon=True)
+            self.thread.start()
+        return self.descriptor
+
+    def __exit__(self, kind, *_rest):
+        os.close(self.descriptor)
+        if self.failure and (kind is None or issubclass(kind, Error)):
+            raise self.failure
+
+    def _pump(self, source, target):
+        try:
+            while True:
+                piece = memoryview(source.read(1 << 17))
+                if not piece:
+                    break
+                while piece:
+                    piece = piece[os.write(target, piece) :]
+        except BrokenPipeError:
+            pass  # who reads has failed, and says so
+        except Exception as exc:  # it is the caller's: a connection that broke
+            self.failure = exc
+        finally:
+            os.close(target)
+
+
+# Decompression
+
+
+def decompressed(pieces, counted=None):
+    """The plain bytes of a stream that comes in pieces, in chunks of at most a few MiB.
+
+    counted: an object with an attribute `taken`, which grows by what was read. Raises Error, also where it is cut off.
+    """
+    pieces = _counting(pieces, counted) if counted else iter(pieces)
+    head = b""
+    for piece in pieces:
+        head += piece
+        if len(head) >= 6:
+            break
+    pieces = _chain(head, pieces)
+    if head[:2] == b"\x1f\x8b":
+        return _inflated("gzip", lambda: zlib.decompressobj(31), zlib.error, pieces)
+    if head[:3] == b"BZh" and head[4:6] in (b"1A", b"\x17r", b""):
+        return _module_or_program("bz2", "BZ2Decompressor", OSError, ("bzip2", "-dc"), pieces)
+    if head[:6] == b"\xfd7zXZ\0":
+        return _module_or_program("lzma", "LZMADecompressor", None, ("xz", "-dc"), pieces)
+    if head[:4] == b"(\xb5/\xfd" or (head[1:4] == b"*M\x18" and head[0] >> 4 == 5):
+        return _zstd(pieces)
+    return pieces
+
+
+def _counting(pieces, counted):
+    for piece in pieces:
+        counted.taken += len(piece)
+        yield piece
+
+
+def _chain(head, pieces):
+    if head:
+        yield head
+    yield from pieces
+
+
+def _inflated(what, make, failure, pieces):
+    worker = make()
+    try:
+        for piece in pieces:
+            while piece:
+                if worker is None:
+                    piece = piece.lstrip(b"\0")  # padding, as of a tape
+                    if not piece:
+                        break
+                    worker = make()
+                out = worker.decompress(piece, CHUNK)
+                if out:
+                    yield out
+                if worker.eof:
+                    piece, worker = worker.unused_data, None
+                elif what == "gzip":
+                    piece = worker.unconsumed_tail
+                else:
+                    piece = b""
+                    while not (worker.needs_input or worker.eof):
+                        yield worker.decompress(b"", CHUNK)
+                    if worker.eof:
+                        piece, worker = worker.unused_data, None
+        if worker is not None and what == "gzip":
+            out = worker.flush()
+            if out:
+                yield out
+            worker = None if worker.eof else worker
+    except failure as exc:
+        raise Error(f"the {what} stream is damaged: {exc}") from exc
+    if worker is not None:
+        raise Error(f"the {what} stream ends too early")
+
+
+def _module_or_program(name, kind, failure, program, pieces):
+    import importlib
+
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        return _piped(program, pieces)
+    return _inflated(program[0], getattr(module, kind), failure or module.LZMAError, pieces)
+
+
+def _zstd(pieces):
+    import importlib
+
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        return _inflated("zstd", module.ZstdDecompressor, module.ZstdError, pieces)
+    return _piped(("zstd", "-dc"), pieces)
+
+
+def _piped(command, pieces):
+    import subprocess
+    import threading
+
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=True
+        )
+    except OSError as exc:
+        raise Error(
+            f"layers compressed with {command[0]} need the program {command[0]}"
+            + (" or Python 3.14 or its package backports.zstd" if command[0] == "zstd" else "")
+        ) from exc
+    failures = []
+
+    def feed():
+        try:
+            for piece in pieces:
+                process.stdin.write(piece)
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        except Exception as exc:
+            failures.append(exc)
+            process.kill()
+
+    feeder = threading.Thread(target=feed, daemon=True)
+    feeder.start()
+    try:
+        while True:
+            out = process.stdout.read(CHUNK)
+            if not out:
+                break
+            yield out
+        said = process.stderr.read(1000).decode("utf-8", "replace").strip()
+        if failures:
+            raise failures[0]
+        if process.wait():
+            raise Error(f"the {command[0]} stream is damaged: {said}")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+class Plain:
+    """The plain bytes of a stream, made and hashed in a thread beside whoever reads them.
+
+    After the end, `digest` is their sha256. taken, given: bytes read, and bytes made of them.
+    """
+
+    def __init__(self, descriptor, limits=None):
+        import hashlib
+        import queue
+        import threading
+
+        self.descriptor = descriptor
+        self.limits = limits or Limits()
+        self.taken = self.given = 0
+        self.hash = hashlib.sha256()
+        self.queue = queue.Queue(8)
+        self.stopped = False
+        self.chunk = b""
+        self.at = 0
+        threading.Thread(target=self._work, daemon=True).start()
+
+    @property
+    def digest(self):
+        return "sha256:" + self.hash.hexdigest()
+
+    def _work(self):
+        try:
+            for chunk in decompressed(iter(lambda: os.read(self.descriptor, 1 << 17), b""), self):
+                self.given += len(chunk)
+                if self.given > self.limits.bytes:
+                    self.limits.refuse("bytes", f"the layer has {self.given} bytes or more")
+                if self.given > 1 << 30 and self.given > self.taken * self.limits.ratio:
+                    self.limits.refuse("ratio", f"{self.taken} bytes become {self.given} or more")
+                self.hash.update(chunk)
+                self.queue.put(chunk)
+                if self.stopped:
+                    return
+            self.queue.put(b"")
+        except Exception as exc:
+            self.queue.put(exc)
+
+    def close(self):
+        """Let the thread end."""
+        import queue
+
+        self.stopped = True
+        try:
+            while True:
+                self.queue.get_nowait()
+        except queue.Empty:
+            pass
+
+    def more(self):
+        """The next chunk, b"" at the end (and again when asked again)."""
+        chunk = self.queue.get()
+        if isinstance(chunk, Exception):
+            raise chunk
+        if not chunk:
+            self.queue.put(b"")
+        return chunk
+
+    def block(self):
+        """The next 512 bytes; b"" at the end."""
+        at = self.at
+        if len(self.chunk) - at >= 512:
+            self.at = at + 512
+            return self.chunk[at : at + 512]
+        return self.read(512, True)
+
+    def read(self, size, may_end=False):
+        """The next `size` bytes."""
+        block = b"".join(self.parts(size, may_end))
+        if len(block) != size and block:
+            raise Error("the tar ends too early")
+        return block
+
+    def parts(self, size, may_end=False):
+        """The next `size` bytes, in parts."""
+        while size:
+            left = len(self.chunk) - self.at
+            if not left:
+                self.chunk, self.at = self.more(), 0
+                left = len(self.chunk)
+                if not left:
+                    if may_end:
+                        return
+                    raise Error("the tar ends too early")
+            taken = left if left < size else size
+            yield memoryview(self.chunk)[self.at : self.at + taken]
+            self.at += taken
+            size -= taken
+
+    def skip(self, size):
+        for _part in self.parts(size):
+            pass
+
+    def finish(self):
+        """Read what is left."""
+        while self.more():
+            pass
+
+
+# Headers of a tar
+
+
+class Member:
+    """An entry of a tar. sparse: [(offset, size)] of what the stream holds of a file that has `size` bytes."""
+
+    __slots__ = (
+        "device", "gid", "kind", "linkname", "mode", "mtime", "name", "size", "sparse", "stored", "uid", "xattrs",
+    )  # fmt: skip
+
+
+def members(stream, limits):
+    """The entries of a tar, from a Plain; who takes them reads `stored` bytes of each from the stream, then padding."""
+    name = link = pax = None
+    extended = 0
+    while True:
+        block = stream.block()
+        if not block or block == ZERO:
+            return
+        fields = HEADER.unpack(block)
+        try:
+            # Adler-32's lower half is 1 + the sum of all bytes, modulo 65521; the field itself counts as blanks.
+            if ((zlib.adler32(block) & 0xFFFF) - 1 - sum(fields[6]) + 256 - int(fields[6].strip(b" \0"), 8)) % 65521:
+                raise Error("the tar is damaged: a header's checksum is wrong")
+            kind = fields[7]
+            size = number(fields[4])
+            if size < 0:
+                raise ValueError("negative size")
+            if kind in b"xgLK" and kind:
+                extended += size
+                if extended > limits.header:
+                    limits.refuse("header", f"extended headers of {extended} bytes")
+                content = stream.read(size) if size else b""
+                stream.skip(-size % 512)
+                if kind == b"x":
+                    pax = parse_pax(content)
+                elif kind == b"L":
+                    name = content.split(b"\0", 1)[0]
+                elif kind == b"K":
+                    link = content.split(b"\0", 1)[0]
+                continue
+            member = Member()
+            member.kind = kind
+            member.size = member.stored = size
+            member.name = fields[0].split(b"\0", 1)[0]
+            if fields[9] == b"ustar\x0000" and fields[14][:1] != b"\0":
+                member.name = fields[14].split(b"\0", 1)[0] + b"/" + member.name
+            member.linkname = fields[8].split(b"\0", 1)[0]
+            member.mode = number(fields[1]) & 0o7777
+            member.uid = number(fields[2])
+            member.gid = number(fields[3])
+            member.mtime = number(fields[5]) * 1000000000
+            member.sparse = None
+            member.xattrs = None
+            member.device = (number(fields[12]), number(fields[13])) if kind in b"34" else None
+            if name is not None:
+                member.name = name
+            if link is not None:
+                member.linkname = link
+            if pax is not None:
+                _apply_pax(member, pax)
+            if kind == b"S":
+                _old_sparse(stream, member, block, limits)
+            elif pax is not None and b"GNU.sparse.major" in pax:
+                _sparse_1(stream, member, pax)
+        except ValueError as exc:
+            raise Error(f"the tar is damaged: {exc}") from exc
+        if not (0 <= member.uid < 0xFFFFFFFF and 0 <= member.gid < 0xFFFFFFFF):
+            raise Error(f"{os.fsdecode(member.name)}: no owner has number {member.uid}:{member.gid}")
+        if member.sparse is not None:
+            _check_sparse(member, limits)
+        name = link = pax = None
+        extended = 0
+        yield member
+
+
+def number(field):
+    """A number of a header: octal digits, or base 256 where the first bit is set. Raises ValueError."""
+    if field[0] & 0x80:
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big") if field[0] == 0x80 else -1
+    text = field.split(b"\0", 1)[0].strip()
+    return int(text, 8) if text else 0
+
+
+def parse_pax(content):
+    """The records of a pax header, {key: value}; sparse maps of format 0.0 become one of 0.1. Raises ValueError."""
+    found = {}
+    at = 0
+    while at < len(content):
+        space = content.find(b" ", at, at + 12)
+        length = int(content[at:space]) if space > at and content[at:space].isdigit() else 0
+        if length <= space - at + 2 or content[at + length - 1 : at + length] != b"\n":
+            raise ValueError("a pax record's length is wrong")
+        key, equals, value = content[space + 1 : at + length - 1].partition(b"=")
+        if not equals:
+            raise ValueError("a pax record has no value")
+        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+            known = found.setdefault(b"GNU.sparse.map", [])
+            known.append(value)
+        else:
+            found[key] = value
+        at += length
+    if isinstance(found.get(b"GNU.sparse.map"), list):
+        found[b"GNU.sparse.map"] = b",".join(found[b"GNU.sparse.map"])
+    return found
+
+
+def _apply_pax(member, pax):
+    for key, value in pax.items():
+        if key == b"path":
+            member.name = value
+        elif key == b"linkpath":
+            member.linkname = value
+        elif key == b"size":
+            member.size = member.stored = _decimal(value)
+        elif key == b"uid":
+            member.uid = _decimal(value)
+        elif key == b"gid":
+            member.gid = _decimal(value)
+        elif key == b"mtime":
+            member.mtime = _nanoseconds(value)
+        elif key.startswith(b"SCHILY.xattr."):
+            member.xattrs = member.xattrs or {}
+            member.xattrs[key[13:]] = value
+    if b"GNU.sparse.name" in pax:
+        member.name = pax[b"GNU.sparse.name"]
+    if b"GNU.sparse.map" in pax:
+        numbers = [_decimal(value) for value in pax[b"GNU.sparse.map"].split(b",") if value]
+        member.sparse = _pairs(numbers)
+        member.size = _decimal(pax.get(b"GNU.sparse.size", b""))
+
+
+def _decimal(text):
+    if not text.isdigit() or len(text) > 20:
+        raise ValueError(f"{text[:40]!r} is no number")
+    return int(text)
+
+
+def _nanoseconds(text):
+    whole, _point, part = text.partition(b".")
+    digits = whole[1:] if whole[:1] == b"-" else whole
+    if not (digits or part) or (digits and not digits.isdigit()) or (part and not part.isdigit()) or len(digits) > 20:
+        raise ValueError(f"{text[:40]!r} is no time")
+    value = int(digits or b"0") * 1000000000 + int((part + b"000000000")[:9])
+    return -value if whole[:1] == b"-" else value
+
+
+def _pairs(numbers):
+    if len(numbers) % 2:
+        raise ValueError("a sparse file's map is cut off")
+    return [(numbers[at], numbers[at + 1]) for at in range(0, len(numbers), 2)]
+
+
+def _old_sparse(stream, member, block, limits):
+    numbers = []
+    count = 0
+
+    def take(part, slots):
+        for slot in range(slots):
+            entry = part[24 * slot : 24 * slot + 24]
+            if entry[:12].strip(b"\0 ") or entry[12:].strip(b"\0 "):
+                numbers.append(number(entry[:12]))
+                numbers.append(number(entry[12:]))
+
+    take(block[386:482], 4)
+    more = block[482]
+    while more:
+        extension = stream.read(512)
+        count += 512
+        if count > limits.header:
+            limits.refuse("header", "a sparse file's map")
+        take(extension, 21)
+        more = extension[504]
+    member.size = number(block[483:495])
+    member.sparse = _pairs(numbers)
+    member.kind = b"0"
+
+
+def _sparse_1(stream, member, pax):
+    """Format 1.0: the map precedes the content, lines of decimal numbers in whole blocks."""
+    text = b""
+    left = member.stored
+
+    def more():
+        nonlocal text, left
+        if left < 512:
+            raise ValueError("a sparse file's map is cut off")
+        text += stream.read(512)
+        left -= 512
+
+    def take(at):
+        while True:
+            end = text.find(b"\n", at)
+            if end >= 0:
+                return _decimal(text[at:end]), end + 1
+            if len(text) - at > 64:
+                raise ValueError("a sparse file's map is damaged")
+            more()
+
+    count, at = take(0)
+    if count * 4 > left + 512:
+        raise ValueError("a sparse file's map is longer than the file")
+    numbers = []
+    for _number in range(2 * count):
+        value, at = take(at)
+        numbers.append(value)
+        if at > 1 << 16:  # what was read need not be copied again and again
+            text, at = text[at:], 0
+    member.sparse = _pairs(numbers)
+    member.stored = left
+    member.size = _decimal(pax.get(b"GNU.sparse.realsize", b""))
+
+
+def _check_sparse(member, limits):
+    end = total = 0
+    for offset, size in member.sparse:
+        if offset < end or size < 0 or offset + size > member.size:
+            raise Error(f"{os.fsdecode(member.name)}: the map of the sparse file is wrong")
+        end = offset + size
+        total += size
+    if total != member.stored:
+        raise Error(f"{os.fsdecode(member.name)}: the map of the sparse file is not that of its content")
+    if member.size > limits.bytes:
+        limits.refuse("bytes", f"{os.fsdecode(member.name)} has {member.size} bytes")
+
+
+# Writing
+
+
+def ids(kind):
+    """The numbers that may own files here, as ranges: kind is "uid" or "gid"; none where nothing may be given away."""
+    if os.geteuid():
+        return []
+    with open(f"/proc/self/{kind}_map", encoding="ascii") as source:
+        lines = [[int(word) for word in line.split()] for line in source]
+    return [range(first, first + count) for first, _outside, count in lines]
+
+
+def _layer(store, descriptor, folder, diff_id, limits):
+    import json
+
+    top = os.path.join(folder, "layer")
+    os.mkdir(top, 0o755)
+    stream = Plain(descriptor, limits)
+    try:
+        writer = Writer(top, stream, limits)
+        try:
+            writer.run()
+        finally:
+            writer.close()
+        stream.finish()
+    finally:
+        stream.close()
+    if diff_id and stream.digest != diff_id:
+        raise Error(f"the layer is not what the image says: {stream.digest} instead of {diff_id}")
+    entries = [[os.fsdecode(path), *record] for path, record in sorted(writer.records.items())]
+    target = store.layer(stream.digest)
+    written = os.path.join(folder, "summary")
+    with open(written, "wb") as output:
+        output.write(zlib.compress(json.dumps(entries).encode("ascii"), 1))
+    if not store.has_layer(stream.digest):
+        os.replace(written, target + ".json.z")
+        store.keep_layer(top, stream.digest)
+    return stream.digest
+
+
+class Writer:
+    """Writes the entries of a tar stream below the folder `top`, which is empty.
+
+    records: {path: [kind, mode, uid, gid, size, mtime, more]}, see the module's description
+    """
+
+    def __init__(self, top, stream, limits):
+        self.stream = stream
+        self.limits = limits
+        self.top = os.open(top, os.O_RDONLY | os.O_DIRECTORY | OPEN)
+        self.folders = {b"": self.top}  # descriptors of folders
+        self.records = {b"": ["d", 0o755, 0, 0, 0, 0, False]}
+        self.uids = ids("uid")
+        self.gids = ids("gid")
+        self.root = os.geteuid() == 0
+        self.apparent = 0
+
+    def close(self):
+        self._forget()
+        os.close(self.top)
+
+    def run(self):
+        stream, limits = self.stream, self.limits
+        count = 0
+        name = b""
+        try:
+            for member in members(stream, limits):
+                count += 1
+                if count > limits.entries:
+                    limits.refuse("entries", "the layer's files")
+                name = member.name
+                self._write(member)
+            name = b""
+            self._finish_folders()
+        except OSError as exc:
+            raise Error(f"{os.fsdecode(name)[:200] or 'the layer'}: {os.strerror(exc.errno)}") from exc
+
+    def _write(self, member):
+        kind = member.kind
+        path = self._path(member.name)
+        base = path[path.rfind(b"/") + 1 :]
+        if kind in b"0\x007S":
+            left = member.stored
+            if member.name.endswith(b"/"):
+                kind = b"5"
+        else:
+            left = 0
+        if path.startswith(b"dev/"):
+            pass
+        elif base.startswith(WHITEOUT):
+            self._whiteout(path, base)
+        elif kind in b"0\x007S":
+            if not path:
+                raise Error("the layer's top is a file")
+            self._file(path, base, member)
+            left = 0
+        elif kind == b"5":
+            self._folder(path, member)
+        elif kind in b"12346":
+            self._special(path, base, member)
+        elif kind not in b"VDg":
+            raise Error(f"{os.fsdecode(path)[:200]}: entries of type {kind!r} are unknown")
+        if left:
+            self.stream.skip(left)
+        if member.stored % 512 and kind in b"0\x007S":
+            self.stream.skip(-member.stored % 512)
+        elif left % 512:
+            self.stream.skip(-left % 512)
+
+    def _path(self, name):
+        """A name as it is below the top: without `.`, doubled and leading slashes."""
+        limits = self.limits
+        if len(name) > limits.name:
+            limits.refuse("name", f"{os.fsdecode(name[:80])}... has {len(name)} bytes")
+        parts = [part for part in name.split(b"/") if part and part != b"."]
+        if b".." in parts:
+            raise Error(f"{os.fsdecode(name)[:200]}: leads outside of the layer")
+        if len(parts) > limits.depth:
+            limits.refuse("depth", f"{os.fsdecode(name[:80])}... is {len(parts)} folders deep")
+        if b"\0" in name:
+            raise Error(f"{os.fsdecode(name)[:200]!r}: a name with a zero byte")
+        if WHITEOUT in name:
+            for part in parts[:-1]:
+                if part.startswith(WHITEOUT):
+                    raise Error(f"{os.fsdecode(name)[:200]}: no folder can be named so")
+        return b"/".join(parts)
+
+    # Folders
+
+    def _open(self, path):
+        """The descriptor of a folder; what is missing is made, what is no folder is replaced."""
+        found = self.folders.get(path)
+        if found is not None:
+            return found
+        if len(self.folders) > self.limits.depth:
+            self._forget()
+        parent_path, _slash, base = path.rpartition(b"/")
+        parent = self._open(parent_path)
+        record = self.records.get(path)
+        if record is None or record[0] != "d":
+            hides = record is not None and record[0] == "w"
+            if record is not None:
+                self._clear(parent, path, base)
+            os.mkdir(base, 0o755, dir_fd=parent)
+            record = self.records[path] = ["d", IMPLIED.get(path, 0o755), 0, 0, 0, 0, False]
+            if hides:
+                self._hide(path)
+        found = os.open(base, os.O_RDONLY | os.O_DIRECTORY | OPEN, dir_fd=parent)
+        self.folders[path] = found
+        return found
+
+    def _forget(self):
+        for path, descriptor in self.folders.items():
+            if path:
+                os.close(descriptor)
+        self.folders = {b"": self.top}
+
+    def _clear(self, parent, path, base):
+        """Make room at a path of this layer."""
+        record = self.records.get(path)
+        if record is None:
+            return
+        if record[0] == "d":
+            self._forget()
+            parent = self._open(path.rpartition(b"/")[0])
+        remove_at(parent, base, path, lambda gone: self.records.pop(gone, None))
+        if record[0] == "w":
+            remove_at(parent, WHITEOUT + base)
+        self.records.pop(path, None)
+
+    def _folder(self, path, member):
+        self._open(path)
+        record = self.records[path]
+        record[1:6] = [member.mode, member.uid, member.gid, 0, _time(member.mtime)]
+        if member.xattrs:
+            self._xattrs(self._open(path), member.xattrs)
+
+    def _finish_folders(self):
+        # Deepest first: rights that are taken away from a folder would hide those in it.
+        folders = [(path.count(b"/"), path) for path, record in self.records.items() if record[0] == "d"]
+        for _depth, path in sorted(folders, reverse=True):
+            record = self.records[path]
+            descriptor = self._open(path)
+            self._owned(descriptor, record, 0o700)
+            os.utime(descriptor, ns=(record[5], record[5]))
+
+    # Whiteouts
+
+    def _whiteout(self, path, base):
+        parent_path = path.rpartition(b"/")[0]
+        parent = self._open(parent_path)
+        if base == b".wh..wh..opq":
+            self._hide(parent_path)
+            return
+        if base.startswith(b".wh..wh."):
+            return  # of aufs, means nothing here
+        name = base[len(WHITEOUT) :]
+        if name in (b"", b".", b".."):
+            raise Error(f"{os.fsdecode(path)[:200]}: a whiteout of nothing")
+        target = parent_path + b"/" + name if parent_path else name
+        record = self.records.get(target)
+        if record is not None:
+            # A whiteout is about lower layers: what this one has stays.
+            if record[0] == "d":
+                self._hide(target)
+            return
+        try:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+        except OSError as exc:
+            if exc.errno not in NO_SUCH:
+                raise
+            os.close(os.open(base, os.O_WRONLY | os.O_CREAT | OPEN, 0o600, dir_fd=parent))
+        self.records[target] = ["w", 0, 0, 0, 0, 0, None]
+
+    def _hide(self, path):
+        folder = self._open(path)
+        try:
+            os.setxattr(folder, OPAQUE, b"y")
+        except OSError as exc:
+            if exc.errno not in NO_SUCH:
+                raise
+            os.close(os.open(b".wh..wh..opq", os.O_WRONLY | os.O_CREAT | OPEN, 0o600, dir_fd=folder))
+        self.records[path][6] = True
+
+    # Files
+
+    def _file(self, path, base, member):
+        slash = path.rfind(b"/")
+        parent = self._open(path[:slash] if slash > 0 else b"")
+        if path in self.records:
+            self._clear(parent, path, base)
+            parent = self._open(path[:slash] if slash > 0 else b"")
+        mode = member.mode
+        descriptor = os.open(base, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN, mode & 0o777, dir_fd=parent)
+        try:
+            crc = 0
+            if member.sparse is not None:
+                crc = self._sparse(descriptor, member)
+            elif member.size:
+                for part in self.stream.parts(member.size):
+                    crc = zlib.crc32(part, crc)
+                    written = os.write(descriptor, part)
+                    while written < len(part):
+                        written += os.write(descriptor, part[written:])
+            when = _time(member.mtime)
+            record = ["f", mode, member.uid, member.gid, member.size, when, crc]
+            if member.xattrs:
+                self._xattrs(descriptor, member.xattrs, ("user.",))
+            self._owned(descriptor, record, 0o400)
+            if member.xattrs:
+                self._xattrs(descriptor, member.xattrs, ("security.capability",))  # a change of the owner drops it
+            os.utime(descriptor, ns=(when, when))
+        finally:
+            os.close(descriptor)
+        self.records[path] = record
+
+    def _sparse(self, descriptor, member):
+        self.apparent += member.size
+        if self.apparent > self.limits.bytes:
+            self.limits.refuse("bytes", f"sparse files of {self.apparent} bytes")
+        crc = 0
+        for offset, size in member.sparse:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            for part in self.stream.parts(size):
+                crc = zlib.crc32(part, crc)
+                while part:
+                    part = part[os.write(descriptor, part) :]
+        os.ftruncate(descriptor, member.size)
+        # What verify calculates is of the file as it is read: holes count.
+        return None if member.size != member.stored else crc
+
+    def _special(self, path, base, member):
+        """Links, fifos, devices."""
+        if not path:
+            raise Error("the layer's top is no folder")
+        record = None
+        if member.kind == b"1":
+            record, source = self._link_source(path, member)
+            if source is None:
+                return
+        parent = self._open(path.rpartition(b"/")[0])
+        if path in self.records:
+            self._clear(parent, path, base)
+            parent = self._open(path.rpartition(b"/")[0])
+        when = _time(member.mtime)
+        owner = [member.uid, member.gid]
+        if member.kind == b"1":
+            # What was to be linked to may have gone with what was in the way.
+            above, name = self._open(source.rpartition(b"/")[0]), source.rpartition(b"/")[2]
+            parent = self._open(path.rpartition(b"/")[0])
+            if source not in self.records:
+                raise Error(f"{os.fsdecode(path)[:200]}: is linked to what it replaces")
+            os.link(name, base, src_dir_fd=above, dst_dir_fd=parent, follow_symlinks=False)
+            self.records[path] = record
+            return
+        if member.kind == b"2":
+            if not member.linkname or b"\0" in member.linkname or len(member.linkname) > self.limits.name:
+                raise Error(f"{os.fsdecode(path)[:200]}: no link can lead to {os.fsdecode(member.linkname)[:80]!r}")
+            os.symlink(member.linkname, base, dir_fd=parent)
+            record = ["l", 0o777, *owner, len(member.linkname), when, os.fsdecode(member.linkname)]
+        elif member.kind == b"6":
+            os.mkfifo(base, 0o600, dir_fd=parent)
+            os.chmod(base, member.mode, dir_fd=parent)
+            record = ["p", member.mode, *owner, 0, when, None]
+        else:
+            kind = "c" if member.kind == b"3" else "b"
+            self.records[path] = [kind, member.mode, *owner, 0, when, list(member.device)]
+            return
+        if (member.uid or member.gid) and _may_own(self.uids, member.uid) and _may_own(self.gids, member.gid):
+            try:
+                os.chown(base, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
+            except OSError as exc:
+                if exc.errno not in NO_SUCH:
+                    raise
+        os.utime(base, ns=(when, when), dir_fd=parent, follow_symlinks=False)
+        self.records[path] = record
+
+    def _link_source(self, path, member):
+        source = self._path(member.linkname)
+        record = self.records.get(source)
+        if record is None or record[0] not in "flp":
+            raise Error(
+                f"{os.fsdecode(path)[:200]}: is a hard link to {os.fsdecode(member.linkname)[:200]},"
+                " which is no file of the layer"
+            )
+        return record, None if source == path else source
+
+    # Owners, modes, attributes
+
+    def _owned(self, descriptor, record, needed):
+        """Give an open file or folder its owner and mode; what cannot be had is recorded in an attribute."""
+        _kind, mode, uid, gid = record[:4]
+        exact = _may_own(self.uids, uid) and _may_own(self.gids, gid)
+        real = mode if self.root else mode | needed  # who is not root keeps the right to read what is theirs
+        if exact and (uid or gid):
+            try:
+                os.fchown(descriptor, uid, gid)
+            except OSError as exc:  # root of a container that may not do this
+                if exc.errno not in NO_SUCH:
+                    raise
+                exact = False
+        os.fchmod(descriptor, real)
+        if real != mode or (not exact and (uid or gid)):
+            try:
+                os.setxattr(descriptor, OWNER, f"{uid}:{gid}:0{mode:o}".encode())
+            except OSError as exc:
+                if exc.errno not in NO_SUCH:
+                    raise  # recorded beside the layer all the same
+
+    @staticmethod
+    def _xattrs(descriptor, xattrs, kinds=("user.", "security.capability")):
+        for name, value in xattrs.items():
+            name = name.decode("utf-8", "surrogateescape")
+            # Those of overlay and of other engines say what a file is: an image has no say in that.
+            if not name.startswith(kinds) or name.startswith(RESERVED):
+                continue
+            try:
+                os.setxattr(descriptor, name, value)
+            except (OSError, ValueError) as exc:
+                if getattr(exc, "errno", errno.EINVAL) not in NO_SUCH:
+                    raise
+
+
+def _time(value):
+    """A time, in nanoseconds, that a file system can have."""
+    return min(max(value, -(1 << 31) * 1000000000), ((1 << 34) - 1) * 1000000000)
+
+
+def _may_own(ranges, number):
+    return any(number in part for part in ranges)
