@@ -10,11 +10,12 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker import records
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error, NotFound
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.store import Image, Store
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 DIGEST = "sha256:" + hashlib.sha256(b"x").hexdigest()
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -132,5 +133,7 @@ def test_start_up_imports_nothing_that_is_slow():
         "from ansible_collections.dodas.cluster.plugins.module_utils.udocker import records, spec, store\n"
         "store.Store('/nowhere').images(); records.loads('{}'); print(*(set(sys.modules) - before))"
     )
-    loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"json", "re", "enum", "contextlib", "hashlib", "subprocess", "tempfile"} & set(loaded)

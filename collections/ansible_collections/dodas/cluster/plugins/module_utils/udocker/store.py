@@ -232,12 +232,14 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 
 def _quote(name):
     """One file name that stands for `name`, and tells it from every other."""
-    return "".join([chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in name.encode("utf-8", "surrogateescape")])
+    content = name.encode("utf-8", "surrogateescape")
+    return "".join([chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in content])
 
 
 def _unquote(name):
     first, *rest = name.encode("utf-8", "surrogateescape").split(b"%")
-    return (first + b"".join([bytes([int(part[:2], 16)]) + part[2:] for part in rest])).decode("utf-8", "surrogateescape")
+    content = first + b"".join([bytes([int(part[:2], 16)]) + part[2:] for part in rest])
+    return content.decode("utf-8", "surrogateescape")
 
 
 def _listed(path):
