@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Help, made from the table: an overview, a command's options and examples, and the reference in Markdown."""
+
+from .table import COMMANDS, GENERAL, GROUPS
+
+WIDTH = 100
+
+
+def overview(dialect):
+    """What there is: commands by group, general options, a way to begin."""
+    lines = ["Usage: {} [OPTIONS] COMMAND [ARGUMENTS]".format(dialect), ""]
+    lines.append("Containers without root: get images, run them, build them.")
+    for key, title in GROUPS:
+        lines += ["", title + ":"]
+        for name, (group, _arguments, summary, *_rest) in COMMANDS.items():
+            if group == key:
+                lines.append("  {:<12} {}".format(name, summary))
+    lines += ["", "Options before the command:", *_options(GENERAL), "", "To begin:"]
+    for line, text in (
+        ("pull debian", "get an image"),
+        ("run --rm debian cat /etc/os-release", "run a command in it"),
+        ("run -it --name work debian bash", "a shell, in a container that stays"),
+        ("ps", "what containers there are"),
+        ("COMMAND --help", "options and examples of a command"),
+    ):
+        lines.append("  {:<52} {}".format(dialect + " " + line, text).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def command(name, dialect):
+    """Help of one command."""
+    _group, arguments, summary, _function, options, examples, text = COMMANDS[name]
+    shown = [option for option in options if is_shown(option)]
+    usage = " ".join(filter(None, (dialect, name, "[OPTIONS]" if shown else "", arguments)))
+    lines = ["Usage: " + usage, "", summary + "."]
+    if text:
+        lines += ["", *wrapped(text, WIDTH)]
+    if shown:
+        lines += ["", "Options:", *_options(shown)]
+    hidden = [option[0] for option in options if "-" in option[1]]
+    if hidden:
+        lines += ["", *wrapped("Taken, without effect here: " + " ".join(hidden), WIDTH)]
+    if examples:
+        lines += ["", "Examples:"]
+        for line, what in examples:
+            line = "  {} {}".format(dialect, line)
+            lines.append("{:<60}  {}".format(line, what).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def is_shown(option):
+    """Whether help lists an option: those without effect and those that are refused stay out."""
+    return bool(option[3]) and not option[1].endswith(("-", "!"))
+
+
+def _options(options):
+    """Lines about options; the texts begin in one column."""
+    lines = []
+    for spellings, kind, value, text in options:
+        names = sorted(spellings.split(), key=len)
+        left = ("" if len(names[0]) == 2 else "    ") + ", ".join(names)
+        if value:
+            left += "[={}]".format(value) if kind == "?" else ("=" if "--" in left else " ") + value
+        first, *rest = wrapped(text, WIDTH - 36)
+        lines.append("  {:<32}  {}".format(left, first))
+        lines += [" " * 36 + line for line in rest]
+    return lines
+
+
+def wrapped(text, width):
+    """Lines of at most `width` characters, where words allow."""
+    lines, line = [], ""
+    for word in text.split(" "):
+        if line and len(line) + 1 + len(word) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = line + " " + word if line else word
+    return [*lines, line]
+
+
+def reference():
+    """All commands and their options in Markdown, for docs/udocker.md."""
+    lines = []
+    for key, title in GROUPS:
+        lines += ["### " + title, ""]
+        for name, (group, arguments, summary, _function, options, _examples, text) in COMMANDS.items():
+            if group != key:
+                continue
+            usage = " ".join(filter(None, ("udocker", name, "[OPTIONS]" if options else "", arguments)))
+            lines += ["#### `{}`".format(usage), "", *wrapped(summary + "." + (" " + text if text else ""), 118), ""]
+            shown = [option for option in options if is_shown(option)]
+            if shown:
+                lines += ["| option | |", "|---|---|"]
+                for spellings, kind, value, help_ in shown:
+                    names = ", ".join("`{}`".format(spelling) for spelling in sorted(spellings.split(), key=len))
+                    joined = "" if not value else " [`{}`]".format(value) if kind == "?" else " `{}`".format(value)
+                    lines.append("| {}{} | {} |".format(names, joined.replace("|", "\\|"), help_.replace("|", "\\|")))
+                lines.append("")
+    return "\n".join(lines)
