@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What engines share whose containers are user, mount and process namespaces: they differ in where the root is from."""
+
+import _signal as signal
+import os
+
+from .. import linux, mounts, userns, users
+from ..errors import Error
+from . import process
+
+
+class Namespaced:
+    """An engine. Each kind says by `mount_root` what the container's root file system is."""
+
+    name = None
+
+    # What a kind says of itself
+
+    def prepare(self, directory, layers):
+        """Make in a new container's folder what this engine needs."""
+        raise NotImplementedError
+
+    def mount_root(self, directory, layers, volatile=False):
+        """Mount the root file system, in the container's namespaces as its root; returns the folder where it is."""
+        raise NotImplementedError
+
+    def clone(self, directory, target):
+        """Copy what the container in `directory` has written to the folder `target` of a new one."""
+        raise NotImplementedError
+
+    # What is the same for all
+
+    def start(self, spec, stdio=(0, 1, 2), ready=None, attached=True):
+        """Start spec's process in new namespaces; returns Running when argv was executed.
+
+        ready: called with Running before argv is executed; attached: the container dies with this process
+        Raises Error: status 127 when the command is not found, 126 when it cannot be executed, 125 otherwise.
+        """
+        report = process.Report()
+        go, write_go = os.pipe()
+        ids = []
+
+        def main():
+            self._container(spec, stdio, report, go, ids[0] if ids else userns.maps())
+
+        flags = linux.CLONE_NEWPID
+        shared = [mount.target.rstrip("/") for mount in spec.mounts]
+        if "/dev/shm" not in shared and "/dev" not in shared:
+            flags |= linux.CLONE_NEWIPC  # who shares the host's shared memory shares what goes with it
+        if spec.hostname:
+            flags |= linux.CLONE_NEWUTS
+        if spec.network == "none":
+            flags |= linux.CLONE_NEWNET
+        try:
+            pid = userns.spawn(flags, main, [report.target, go, *stdio], attached)
+        except BaseException:
+            report.close()
+            os.close(go)
+            os.close(write_go)
+            raise
+        os.close(go)
+        try:
+            running = process.Running(pid, self.name)
+            _remember(spec.directory, running)
+            if ready:
+                ready(running)
+            os.write(write_go, b"1")
+        except BrokenPipeError:
+            pass  # it has failed already, and says why
+        finally:
+            os.close(write_go)
+        report.wait(pid)
+        return running
+
+    def _container(self, spec, stdio, report, go, ids):
+        """Process 1 of the container, from its first instruction on."""
+        try:
+            os.setsid()
+            signal.pthread_sigmask(signal.SIG_BLOCK, process.ALL_SIGNALS)
+            self._mount(spec, stdio, ids)
+            user = users.find(spec.user)
+            if not os.read(go, 1):
+                os._exit(125)
+            os.close(go)
+            if not spec.init:
+                process.execute(spec, stdio, report, ids, user)
+            child = os.fork()
+            if not child:
+                process.execute(spec, stdio, report, ids, user)
+        except BaseException as exc:
+            report.fail(exc)
+        # What it holds open would keep others from seeing an end of file.
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        linux.close_from(3)
+        process.watch(child)
+
+    def _mount(self, spec, stdio, ids):
+        folder = self.mount_root(spec.directory, spec.layers, spec.volatile)
+        root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        targets = {mount.target.rstrip("/") for mount in spec.mounts}
+        try:
+            mounts.system(root, ids.has(0, 5), targets, stdio[0] if spec.terminal else None)
+            for path in spec.devices:
+                mounts.add_device(root, path)
+            for mount in spec.mounts:
+                mounts.add(root, mount)
+        except OSError as exc:
+            raise Error(f"the container's file systems: {exc.strerror}", 125) from exc
+        finally:
+            os.close(root)
+        if spec.read_only:
+            mounts.protect(folder)
+        mounts.enter(folder)
+        if spec.hostname:
+            linux.sethostname(spec.hostname)
+        if spec.network == "none":
+            linux.bring_up_loopback()
+
+    def enter(self, running, spec, stdio=(0, 1, 2), ready=None, attached=True):
+        """Start spec's process in the container where `running` (Running.as_dict()) is; returns its Running."""
+        if not process.alive(running):
+            raise Error("the container is not running", 125)
+        report = process.Report()
+
+        def main():
+            try:
+                linux.close_from(3, [report.target, *stdio])
+                process.execute(spec, stdio, report, ids, users.find(spec.user))
+            except BaseException as exc:
+                report.fail(exc)
+
+        ids = userns.maps()
+        pid = _join(running["pid"], main, attached)
+        entered = process.Running(pid, self.name)
+        if ready:
+            ready(entered)
+        report.wait(pid)
+        return entered
+
+    def inside(self, directory, layers, function, *args):
+        """What function(folder, *args) returns in a child whose root is that of the container, running or not.
+
+        The folder is "/". The function imports nothing: whatever it needs was imported before. Raises what it raises.
+        """
+        source, target = os.pipe()
+
+        def work():
+            os.close(source)
+            _forget_imports()
+            answer = userns._answer(function, ("/", *args))
+            with open(target, "wb") as stream:
+                stream.write(len(answer).to_bytes(8, "little") + answer)
+
+        def alone():
+            folder = self.mount_root(directory, layers)
+            os.chdir(folder)
+            os.chroot(".")
+            work()
+
+        running = remembered(directory)
+        import pickle  # noqa: F401 - inside, nothing can be imported
+
+        try:
+            pid = _join(running["pid"], work) if running else userns.spawn(0, alone)
+        except BaseException:
+            os.close(source)
+            raise
+        finally:
+            os.close(target)
+        return userns.result(source, pid, function)
+
+    def remove(self, directory):
+        """Delete a container's folder, whoever its files belong to."""
+        from .. import trees
+
+        trees.remove(directory)
+
+
+def _join(pid, main, attached=True):
+    """Run main() in a child of this process, in the namespaces of process `pid`; returns the child's pid."""
+    opened = []
+    for kind in ("mnt", "pid", "ipc", "uts", "net"):
+        # One that is shared with the host cannot be entered from the container's user namespace.
+        if kind == "mnt" or os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):
+            opened.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
+    owner = linux.ioctl(opened[0], linux.NS_GET_USERNS)
+    source, target = os.pipe()
+    between = os.fork()
+    if not between:
+        try:
+            linux.setns(owner, linux.CLONE_NEWUSER)
+            for descriptor in opened:
+                linux.setns(descriptor)
+            child = linux.clone(linux.CLONE_PARENT)
+            if child:
+                os.write(target, b"%d" % child)
+                os._exit(0)
+        except OSError as exc:
+            os.write(target, b"-%d" % exc.errno)
+            os._exit(0)
+        try:
+            os.chdir("/")
+            userns.become(userns.maps(), 0, 0, [])
+            if attached:
+                linux.prctl(linux.PR_SET_PDEATHSIG, 9)
+            main()
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(125)
+    os.close(target)
+    for descriptor in (owner, *opened):
+        os.close(descriptor)
+    answer = int(os.read(source, 32) or b"-1")
+    os.close(source)
+    os.waitpid(between, 0)
+    if answer < 0:
+        raise Error(f"the container of process {pid} cannot be entered: {os.strerror(-answer)}", 125)
+    return answer
+
+
+def _forget_imports():
+    """Let no file of the container be taken for a module."""
+    import sys
+
+    sys.meta_path[:] = [one for one in sys.meta_path if getattr(one, "__name__", "") != "PathFinder"]
+
+
+def _remember(directory, running):
+    """Keep beside the container which process it is, so that nobody mounts its files a second time."""
+    path = os.path.join(directory, "running")
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", encoding="ascii") as target:
+        target.write(f"{running.pid} {running.start} {running.engine} {_boot()}\n")
+    os.replace(temporary, path)
+
+
+def remembered(directory):
+    """As Running.as_dict(), of the process of the container in `directory`; None when it has ended."""
+    try:
+        with open(os.path.join(directory, "running"), encoding="ascii") as source:
+            pid, start, engine, boot = source.read().split()
+        found = {"pid": int(pid), "start": int(start), "engine": engine}
+    except (OSError, ValueError):
+        return None
+    return found if boot == _boot() and process.alive(found) else None
+
+
+def _boot():
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as source:
+            return source.read().strip()
+    except OSError:
+        return "-"

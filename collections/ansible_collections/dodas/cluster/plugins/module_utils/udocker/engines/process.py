@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that a container is for: how it starts, what watches over it inside, what is known of it outside."""
+
+import _signal as signal  # what `signal` is made of: that one takes longer to import than a container to start
+import errno
+import os
+import stat
+
+from .. import linux
+from ..errors import Error
+
+_FAILURE = "\0"  # between an exit code and a message, on the pipe that a successful exec closes
+# Those that a process may handle.
+ALL_SIGNALS = {int(number) for number in signal.valid_signals()} - {signal.SIGKILL, signal.SIGSTOP}
+
+
+class Running:
+    """A process that was started, as the one that started it sees it.
+
+    pid: on the host, of the process whose namespaces others enter; start: when it began, in ticks since the machine did
+    """
+
+    def __init__(self, pid, engine):
+        self.pid = pid
+        self.engine = engine
+        self.start = started(pid)
+        self.code = None
+
+    def as_dict(self):
+        """What another process needs for Engine.enter()."""
+        return {"pid": self.pid, "start": self.start, "engine": self.engine}
+
+    def wait(self):
+        """Its exit code, 128+n if signal n ended it; waits."""
+        if self.code is None:
+            self.code = _code(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+    def poll(self):
+        """Its exit code, or None while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = _code(status) if pid else None
+        return self.code
+
+    def kill(self, number=signal.SIGKILL):
+        """Send it a signal; nothing when it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def started(pid):
+    """When process `pid` began (ticks since the machine did), or None when there is no such process, or a dead one."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as source:
+            fields = source.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in b"ZX" else int(fields[19])
+
+
+def alive(running):
+    """Whether what Running.as_dict() told of is still the same process."""
+    return bool(running) and started(running["pid"]) == running["start"] is not None
+
+
+def _code(status):
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+class Report:
+    """A pipe on which a child tells why it could not start; exec closes it without a word."""
+
+    def __init__(self):
+        self.source, self.target = os.pipe()
+
+    def fail(self, exc):
+        """In the child: tell it, and end."""
+        if isinstance(exc, Error):
+            code, message = exc.status, str(exc)
+        else:
+            code, message = 125, str(exc)
+        if not isinstance(exc, (Error, OSError)):
+            import traceback
+
+            message = traceback.format_exc()
+        try:
+            os.write(self.target, f"{code}{_FAILURE}{message}".encode("utf-8", "replace")[:4000])
+        finally:
+            os._exit(code)
+
+    def wait(self, pid):
+        """In the parent: return when argv was executed, or raise what kept it from that, with its status."""
+        os.close(self.target)
+        with open(self.source, "rb") as stream:
+            text = stream.read().decode("utf-8", "replace")
+        code, separator, message = text.partition(_FAILURE)
+        if separator:
+            os.waitpid(pid, 0)
+            raise Error(message, int(code))
+
+    def close(self):
+        for descriptor in (self.source, self.target):
+            os.close(descriptor)
+
+
+def execute(spec, stdio, report, ids, user):
+    """Become the process: session, terminal, ids, then exec. In the container, as its root; does not return."""
+    try:
+        if os.getsid(0) != os.getpid():
+            os.setsid()
+        for number, descriptor in enumerate(stdio):
+            os.dup2(descriptor, number)
+        if spec.terminal:
+            linux.ioctl(0, linux.TIOCSCTTY)
+        linux.close_from(3, [report.target])
+        os.set_inheritable(report.target, False)
+        _limit(spec.limits)
+        _go_to(spec.cwd)
+        _take(user, ids)
+        _reset_signals()
+        os.umask(0o022)
+        env = dict(spec.env)
+        env.setdefault("HOME", user.home)
+        _exec(list(spec.argv), env, spec.cwd)
+    except BaseException as exc:
+        report.fail(exc)
+
+
+def _go_to(folder):
+    try:
+        os.makedirs(folder, exist_ok=True)
+        os.chdir(folder)
+    except OSError as exc:
+        raise Error(f"the working directory {folder} cannot be entered: {exc.strerror}", 126) from exc
+
+
+def _limit(limits):
+    for name, value in limits.items():
+        if name == "cpuset":
+            try:
+                os.sched_setaffinity(0, parse_cpus(value))
+            except OSError as exc:
+                raise Error(f"processors {value} cannot be had: {exc.strerror}", 125) from exc
+        elif value is not None:
+            import resource
+
+            kind = getattr(resource, f"RLIMIT_{name.upper()}", None)
+            if kind is None:
+                raise Error(f"no limit is called {name}", 125)
+            try:
+                resource.setrlimit(kind, tuple(value))
+            except (OSError, ValueError) as exc:
+                raise Error(f"the limit {name} cannot be set to {value}: {exc}", 125) from exc
+
+
+def parse_cpus(text):
+    """The numbers that "0-2,4" names; raises Error."""
+    found = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdigit() and (last.isdigit() or not dash)):
+            raise Error(f"{text!r} is no list of processors: 0-2,4 is", 125)
+        found.update(range(int(first), int(last if dash else first) + 1))
+    return found
+
+
+def _take(user, ids):
+    """Take the user's ids; with a map of one id, in one more namespace where that id has the user's number."""
+    from .. import userns
+
+    if ids is None:
+        return
+    if ids.kind == "one":
+        if (user.uid, user.gid) != (0, 0):
+            linux.unshare(linux.CLONE_NEWUSER)
+            for name, text in (("setgroups", "deny"), ("uid_map", f"{user.uid} 0 1"), ("gid_map", f"{user.gid} 0 1")):
+                with open(f"/proc/self/{name}", "w", encoding="ascii") as target:
+                    target.write(text)
+            userns.become(ids, user.uid, user.gid, [])
+        return
+    if not ids.has(user.uid, user.gid):
+        have = sum(count for _inside, _outside, count in ids.uids)
+        raise Error(
+            f"user {user.uid}:{user.gid} is not among the {have} ids that this user may use: see /etc/subuid", 125
+        )
+    groups = [one for one in user.groups if ids.has(0, one)]
+    userns.become(ids, user.uid, user.gid, groups or [user.gid])
+
+
+def _reset_signals():
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in ALL_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _exec(argv, env, cwd):
+    """execve as a shell would find it; raises Error in the words that Docker uses."""
+    if not argv:
+        raise Error("no command was given, and the image names none", 125)
+    name = argv[0]
+    folders = [""] if "/" in name else (env.get("PATH") or os.defpath).split(":")
+    denied = None
+    for folder in folders:
+        path = os.path.join(folder or (cwd if "/" not in name else ""), name)
+        try:
+            os.execve(path, argv, env)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ENOTDIR):
+                denied = denied or (path, exc)
+            elif _is_file(path):
+                raise Error(f'exec: "{name}": {path}: what interprets it is missing: {exc.strerror}', 127) from exc
+    if denied:
+        path, exc = denied
+        what = "is a directory" if os.path.isdir(path) else exc.strerror.lower()
+        raise Error(f'exec: "{name}": {path}: {what}', 126)
+    if "/" in name:
+        raise Error(f'exec: "{name}": stat {name}: no such file or directory', 127)
+    raise Error(f'exec: "{name}": executable file not found in $PATH', 127)
+
+
+def _is_file(path):
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def watch(child):
+    """Be process 1: pass signals on to `child`, reap whatever ends, and end with its exit code."""
+    while True:
+        number = signal.sigwait(ALL_SIGNALS)
+        if number != signal.SIGCHLD:
+            try:
+                os.kill(child, number)
+            except OSError:
+                pass
+            continue
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                os._exit(125)
+            if not pid:
+                break
+            if pid == child:
+                os._exit(_code(status))

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls that Python 3.8 does not offer, through the C library. Each raises OSError that says what was tried."""
+
+import ctypes
+import os
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+CLONE_PARENT, SIGCHLD = 0x8000, 17
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MS_SLAVE = 4096, 8192, 16384, 1 << 18, 1 << 19
+MNT_DETACH = 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1, 4, 22, 38, 39
+PR_SET_NAME = 15
+TIOCSCTTY, FICLONE, NS_GET_USERNS = 0x540E, 0x40049409, 0xB701
+SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1, 4
+AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x1000, 0x8000, 1
+
+# What the C library has no function for: x86_64, what younger architectures share, ppc64le, s390x.
+_NUMBERS = {
+    "pivot_root": (155, 41, 203, 217),
+    "clone": (56, 220, 120, 120),
+    "seccomp": (317, 277, 358, 348),
+    "close_range": (436, 436, 436, 436),
+    "mount_setattr": (442, 442, 442, 442),
+}
+_COLUMN = {"x86_64": 0, "ppc64le": 2, "s390x": 3}.get(os.uname().machine, 1)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+# Keeps the interpreter's lock while it calls: a child that appears within the call goes on in Python at once.
+_held = ctypes.PyDLL(None, use_errno=True)
+_held.syscall.restype = ctypes.c_long
+
+
+def _check(result, what):
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def _path(path):
+    return None if path is None else os.fsencode(path)
+
+
+def _system(name, *arguments, library=_libc):
+    values = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    return library.syscall(ctypes.c_long(_NUMBERS[name][_COLUMN]), *values)
+
+
+def unshare(flags):
+    _check(_libc.unshare(flags), f"unshare({flags:#x})")
+
+
+def setns(descriptor, kind=0):
+    _check(_libc.setns(descriptor, kind), "setns")
+
+
+def clone(flags):
+    """fork() into new namespaces: 0 in the child, its pid in the parent.
+
+    Only where the process has no other thread: what Python and the C library do around a fork is left out.
+    """
+    first = (0, flags | SIGCHLD) if os.uname().machine == "s390x" else (flags | SIGCHLD, 0)
+    return _check(_system("clone", *first, 0, 0, 0, library=_held), f"clone({flags:#x})")
+
+
+def mount(source, target, kind=None, flags=0, data=None):
+    what = f"mount({kind or source}, {os.fsdecode(target)})"
+    _check(_libc.mount(_path(source), _path(target), _path(kind), ctypes.c_ulong(flags), _path(data)), what)
+
+
+def umount(target, flags=0):
+    _check(_libc.umount2(_path(target), flags), f"umount({os.fsdecode(target)})")
+
+
+def pivot_root(new, old):
+    _check(_system("pivot_root", _path(new), _path(old)), f"pivot_root({new})")
+
+
+def make_read_only(path):
+    """A mount and all below it; raises OSError where the kernel is older than 5.12."""
+    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)
+    arguments = AT_FDCWD, _path(path), AT_RECURSIVE, ctypes.byref(attributes), ctypes.c_size_t(32)
+    _check(_system("mount_setattr", *arguments), f"mount_setattr({path})")
+
+
+def prctl(option, value=0):
+    return _check(_libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))), f"prctl({option}, {value})")
+
+
+def sethostname(name):
+    name = os.fsencode(name)
+    _check(_libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
+
+
+def ioctl(descriptor, request, argument=0):
+    """argument: a number, or bytes that are handed over and not given back."""
+    argument = ctypes.c_long(argument) if isinstance(argument, int) else argument
+    return _check(_libc.ioctl(descriptor, ctypes.c_ulong(request), argument), f"ioctl({request:#x})")
+
+
+def bring_up_loopback():
+    """In a network namespace of its own, which begins with an interface that is down."""
+    family, datagram, close_on_exec, set_flags, up_and_running = 2, 2, 0o2000000, 0x8914, 0x41
+    descriptor = _check(_libc.socket(family, datagram | close_on_exec, 0), "socket")
+    try:
+        ioctl(descriptor, set_flags, b"lo".ljust(16, b"\0") + up_and_running.to_bytes(2, "little") + bytes(22))
+    finally:
+        os.close(descriptor)
+
+
+def clone_file(source, target):
+    """Let descriptor `target` share the blocks of `source`; raises OSError where the file system cannot."""
+    ioctl(target, FICLONE, source)
+
+
+def close_from(first, keep=()):
+    """Close all descriptors from `first` on, but those in `keep`."""
+    start = first
+    for descriptor in [*sorted(one for one in set(keep) if one >= first), 0xFFFFFFFF + 1]:
+        if descriptor > start and _system("close_range", start, descriptor - 1, 0) < 0:
+            break
+        start = descriptor + 1
+    else:
+        return
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) >= first and int(name) not in keep:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass  # the listing's own
+
+
+def seccomp(program):
+    """Install a filter (bytes of struct sock_filter) for this process and its children."""
+    import struct
+
+    content = ctypes.create_string_buffer(program)
+    head = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(content)))
+    flags = SECCOMP_FILTER_FLAG_SPEC_ALLOW
+    if _system("seccomp", SECCOMP_SET_MODE_FILTER, flags, head) < 0:
+        _check(_system("seccomp", SECCOMP_SET_MODE_FILTER, 0, head), "seccomp")
