@@ -1,14 +1,20 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The app agent of the podman engine: health checks, restarts, registration in Consul.
+"""The app agent: health checks, restarts, registration in Consul.
+
+    dodas_agent.py [--root FOLDER] [--consul HOST:PORT]
 
 One process a host. It reads the records that the engine writes (/etc/dodas/apps/*.json), runs each app's health checks
 as Marathon defines them (grace period, interval, timeout, consecutive failures), restarts an app that keeps failing,
-and keeps Consul's catalogue equal to what it sees. States are in /run/dodas/apps/*.json. Standard library only.
+and keeps Consul's catalogue equal to what it sees. States are in /run/dodas/apps/*.json.
+
+On a host without root all this is below a folder (--root), a supervisor starts it and keeps the apps, and Consul may be
+missing. Standard library only, Python 3.8.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import http.client
 import json
@@ -20,6 +26,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import xmlrpc.client
 from pathlib import Path
 
 RECORDS = Path("/etc/dodas/apps")
@@ -40,6 +47,8 @@ class Consul:
     @staticmethod
     def call(method, path, body=None):
         """What Consul answered, as bytes; None when it did not or said no."""
+        if CONSUL is None:
+            return None
         connection = http.client.HTTPConnection(*CONSUL, timeout=3)
         try:
             connection.request(method, path, json.dumps(body) if body is not None else None)
@@ -58,6 +67,7 @@ class Consul:
         port = record["ports"][0]["port"] if record["ports"] else 0
         return self.put("/v1/agent/service/register?replace-existing-checks=true", {
             "ID": record["id"], "Name": record["id"], "Port": port, "Meta": record["labels"],
+            "Address": record.get("address", ""),
             "Check": {"CheckID": f"app:{record['id']}", "Name": "health", "TTL": f"{int(interval * 3 + 15)}s",
                       "Status": "critical"},
         })  # fmt: skip
@@ -75,49 +85,119 @@ class Consul:
         return all(done)
 
 
+class Systemd:
+    """Apps are units of the machine's systemd, in containers of podman."""
+
+    @staticmethod
+    def command(record, words):
+        """What runs a command in the app's container."""
+        return ["podman", "exec", record["container"], *words]
+
+    @staticmethod
+    def started_at(record):
+        """When the app last became active (monotonic seconds), or None while it is not."""
+        command = ["systemctl", "show", "--property=ActiveState,ActiveEnterTimestampMonotonic", record["unit"]]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
+        values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+        return int(values["ActiveEnterTimestampMonotonic"]) / 1e6 if values.get("ActiveState") == "active" else None
+
+    @staticmethod
+    def restart(record):
+        subprocess.run(["systemctl", "restart", record["unit"]], timeout=180, check=False)
+
+
+class Supervisor:
+    """Apps are programs of the supervisor at `socket`, in containers of the host in folder `root`."""
+
+    RUNNING = 20  # the supervisor's number for it
+
+    def __init__(self, root, path):
+        self.root = root
+        self.path = path
+
+    def command(self, record, words):
+        return [f"{self.root}/bin/udocker", "exec", record["container"], *words]
+
+    def started_at(self, record):
+        with self._server() as server:
+            found = server.supervisor.getProcessInfo(record["container"])
+        if found["state"] != self.RUNNING:
+            return None
+        return time.monotonic() - (found["now"] - found["start"])
+
+    def restart(self, record):
+        for step in ("stopProcess", "startProcess"):
+            with contextlib.suppress(xmlrpc.client.Fault), self._server() as server:  # it may have ended by itself
+                getattr(server.supervisor, step)(record["container"])
+
+    def _server(self):
+        return xmlrpc.client.ServerProxy("http://supervisor/RPC2", transport=_UnixTransport(self.path))
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def make_connection(self, host):
+        return _UnixConnection(host, self.path)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, host, path):
+        super().__init__(host, timeout=180)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+KEEPER = Systemd()  # what keeps the apps running
+
+
 def probe(check, record):
     """Run one health check; returns None when it passes, otherwise the reason."""
     try:
         if check["protocol"] == "COMMAND":
-            command = ["podman", "exec", record["container"], "/bin/sh", "-c", check["command"]]
+            command = KEEPER.command(record, ["/bin/sh", "-c", check["command"]])
             with tempfile.TemporaryFile() as output:  # a pipe could be held open by what the command started
                 status = subprocess.run(
-                    command, stdout=output, stderr=output, timeout=check["timeout"], check=False
-                ).returncode
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=check["timeout"],
+                    check=False,
+                ).returncode  # fmt: skip
                 output.seek(0)
                 lines = output.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
             return None if status == 0 else (lines or [f"exit status {status}"])[-1]
         if check["protocol"] == "TCP":
-            with socket.create_connection(("127.0.0.1", check["port"]), check["timeout"]):
+            with socket.create_connection((_address(record), check["port"]), check["timeout"]):
                 return None
-        return _http(check, record["id"])
+        return _http(check, record)
     except subprocess.TimeoutExpired:
         return f"no answer in {check['timeout']} s"
     except (OSError, http.client.HTTPException) as exc:
         return f"{check['protocol']} port {check['port']}: {exc}"
 
 
-def _http(check, name):
-    connection = http.client.HTTPConnection("127.0.0.1", check["port"], timeout=check["timeout"])
+def _address(record):
+    """Where the host's apps listen."""
+    return record.get("address") or "127.0.0.1"
+
+
+def _http(check, record):
+    connection = http.client.HTTPConnection(_address(record), check["port"], timeout=check["timeout"])
     try:
         if check["protocol"] == "HTTPS":
             context = ssl.create_default_context(cafile=CA_FILE)
             connection.connect()
-            connection.sock = context.wrap_socket(connection.sock, server_hostname=f"{name}.service.consul")
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=f"{record['id']}.service.consul")
         connection.request("GET", check["path"])
         answer = connection.getresponse()
         body = answer.read(500).decode("utf-8", "replace")
         return None if answer.status < 400 else f"HTTP {answer.status}: {body.strip()}"
     finally:
         connection.close()
-
-
-def started_at(unit):
-    """When systemd last saw the unit become active (monotonic seconds), or None while it is not."""
-    command = ["systemctl", "show", "--property=ActiveState,ActiveEnterTimestampMonotonic", unit]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
-    values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-    return int(values["ActiveEnterTimestampMonotonic"]) / 1e6 if values.get("ActiveState") == "active" else None
 
 
 class Watch(threading.Thread):
@@ -152,7 +232,7 @@ class Watch(threading.Thread):
 
     def _round(self):
         began = time.time()
-        started = started_at(self.record["unit"])
+        started = KEEPER.started_at(self.record)
         found = {} if started is None else {i: probe(check, self.record) for i, check in enumerate(self.checks)}
         found = {i: reason for i, reason in found.items() if reason}
         reason = "not running" if started is None else "; ".join(found.values())
@@ -164,7 +244,7 @@ class Watch(threading.Thread):
         if found and not self.ended.is_set() and any(self._is_due(i, started, now) for i in found):
             log(f"{self.name}: restart: {reason}")
             self.failing = {}
-            subprocess.run(["systemctl", "restart", self.record["unit"]], timeout=180, check=False)
+            KEEPER.restart(self.record)
 
     def _publish(self, state, output, began):
         with self.publishing:
@@ -176,7 +256,7 @@ class Watch(threading.Thread):
             temporary = STATES / f".{self.name}"
             temporary.write_text(json.dumps({"state": state, "since": self.since, "output": output, "checked": began}))
             os.replace(temporary, STATES / f"{self.name}.json")
-            if not (self.registered and self.consul.update(self.name, state, output)):
+            if CONSUL and not (self.registered and self.consul.update(self.name, state, output)):
                 self.registered = self.consul.register(self.record, self.interval) and self.consul.update(
                     self.name, state, output
                 )
@@ -232,12 +312,30 @@ def main():
                 (STATES / f"{name}.json").unlink(missing_ok=True)
                 log(f"{name}: gone")
                 tidy = False
-        tidy = tidy or Consul().keep_only(found)
+        tidy = tidy or CONSUL is None or Consul().keep_only(found)
         for name, changed in found.items():
             if name not in watches:
                 watches[name] = (changed, watch(name))
         ended.wait(EAGER)
 
 
+def settle(arguments):
+    """Take what the command line says of where this host is."""
+    global RECORDS, STATES, CA_FILE, CONSUL, KEEPER
+    parser = argparse.ArgumentParser(description="The app agent of a host.")
+    parser.add_argument("--root", metavar="FOLDER", help="the folder that stands for the root of a host without root")
+    parser.add_argument("--consul", metavar="HOST:PORT", help="where its Consul agent is")
+    given = parser.parse_args(arguments)
+    if given.root:
+        RECORDS, STATES, CA_FILE = (Path(f"{given.root}{path}") for path in (RECORDS, STATES, CA_FILE))
+        # The supervisor tells its programs where it is: unix:///path
+        KEEPER = Supervisor(given.root, os.environ["SUPERVISOR_SERVER_URL"].partition("://")[2])
+        CONSUL = None
+    if given.consul:
+        name, _colon, port = given.consul.rpartition(":")
+        CONSUL = (name, int(port))
+
+
 if __name__ == "__main__":
+    settle(None)
     main()

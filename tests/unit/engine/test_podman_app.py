@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.dodas.cluster.plugins.module_utils.engine import podman
+from ansible_collections.dodas.cluster.plugins.module_utils.engine import app, podman
 from ansible_collections.dodas.cluster.plugins.module_utils.engine.definition import parse
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -33,7 +33,7 @@ class Host:
         self.calls = []
         self.fail = ""
 
-    def run(self, *command, timeout=60, check=True):
+    def run(self, *command, timeout=60, check=True, missing_ok=False):
         self.calls.append(command)
         match command:
             case ["podman", "image", "inspect", *_]:
@@ -46,7 +46,8 @@ class Host:
                 if self.fail:
                     raise podman.EngineError(self.fail)
                 self.active = True
-                self.running = re.search(r"dodas.digest=(\w+)", (self.folder / "units" / unit).read_text()).group(1)
+                text = (self.folder / "etc/systemd/system" / unit).read_text()
+                self.running = re.search(r"dodas.digest=(\w+)", text).group(1)
             case ["systemctl", "disable", *_]:
                 self.active = False
             case ["journalctl", *_]:
@@ -62,10 +63,9 @@ class Host:
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     found = Host(tmp_path)
-    for name, folder in (("UNITS", "units"), ("RECORDS", "apps"), ("STATES", "states")):
-        (tmp_path / folder).mkdir()
-        monkeypatch.setattr(podman, name, tmp_path / folder)
-    monkeypatch.setattr(podman, "run", found.run)
+    for folder in ("etc/systemd/system", "etc/dodas/apps", "run/dodas/apps"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(app, "run", found.run)
     monkeypatch.setattr(podman.host, "cgroups", lambda: {"version": "v2", "controllers": ["cpu", "memory", "pids"]})
     return found
 
@@ -92,13 +92,12 @@ def files(tmp_path, content="port 3128\n", secret="s3cret-of-file"):
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    original = podman.ConfigFile
     # the engine's own files belong to root, who may not be the one that runs the tests
-    monkeypatch.setattr(podman, "ConfigFile", lambda path, text, mode=0o644: original(path, text, mode, ME))
-    podman.ConfigFile.parse = original.parse
+    monkeypatch.setattr(podman.PodmanApp, "owner", ME)
 
     def made(content="port 3128\n", secret="s3cret-of-file", **changes):
-        return podman.PodmanApp(parse(definition(tmp_path, **changes)), files(tmp_path, content, secret))
+        given = files(tmp_path, content, secret)
+        return podman.PodmanApp(parse(definition(tmp_path, **changes)), given, root=tmp_path)
 
     return made
 
@@ -205,7 +204,8 @@ def test_any_change_restarts(machine, make, changes):
 def test_the_order_of_files_and_of_fields_is_no_change(machine, make, tmp_path):
     first = make()
     given = definition(tmp_path)
-    same = podman.PodmanApp(parse(dict(reversed(copy.deepcopy(given).items()))), list(reversed(files(tmp_path))))
+    again = parse(dict(reversed(copy.deepcopy(given).items())))
+    same = podman.PodmanApp(again, list(reversed(files(tmp_path))), root=tmp_path)
     first.render()
     same.render()
     assert first.digest == same.digest
@@ -228,7 +228,7 @@ def test_an_edited_file_is_put_back_and_the_app_restarted(machine, make, tmp_pat
 
 def test_an_edited_record_is_put_back_without_a_restart(machine, make, tmp_path):
     up(make())
-    (tmp_path / "apps/squid.json").write_text("{}")
+    (tmp_path / "etc/dodas/apps/squid.json").write_text("{}")
     plan = up(make())
     assert not plan["restart"]
     assert [one.path.name for one in plan["files"]] == ["squid.json"]
@@ -250,7 +250,7 @@ def test_without_the_image_nothing_is_touched(machine, make, tmp_path):
     machine.image = ""
     with pytest.raises(podman.EngineError, match="image localhost/dodas/squid:latest is not on this host"):
         make().plan()
-    assert not (tmp_path / "etc").exists()
+    assert not (tmp_path / "etc/squid.conf").exists()
 
 
 @contextlib.contextmanager
@@ -264,17 +264,17 @@ def listening():
 def test_a_port_in_use_names_the_process_before_anything_is_written(machine, make, tmp_path):
     with listening() as port:
         app = make(portDefinitions=[{"port": port, "name": "proxy"}])
-        who = rf"python\S* \(process {os.getpid()}\)" if shutil.which("ss") else "Address already in use"
+        who = rf"py\S* \(process {os.getpid()}\)" if shutil.which("ss") else "Address already in use"
         with pytest.raises(podman.EngineError, match=rf"app squid: port {port} \(proxy\) is in use by {who}"):
             up(app)
-        assert not (tmp_path / "etc").exists()
+        assert not (tmp_path / "etc/squid.conf").exists()
         assert not machine.did("systemctl", "restart")
 
 
-def test_an_apps_own_port_is_not_in_its_way_but_a_new_one_of_others_is(machine, make):
+def test_an_apps_own_port_is_not_in_its_way_but_a_new_one_of_others_is(machine, make, tmp_path):
     with listening() as own, listening() as foreign:
         machine.active = True
-        (podman.RECORDS / "squid.json").write_text(json.dumps({"ports": [{"port": own}]}))
+        (tmp_path / "etc/dodas/apps/squid.json").write_text(json.dumps({"ports": [{"port": own}]}))
         up(make(portDefinitions=[{"port": own}]))
         with pytest.raises(podman.EngineError, match=f"port {foreign} "):
             up(make(portDefinitions=[{"port": own}, {"port": foreign}]))
@@ -289,9 +289,9 @@ def test_a_start_that_fails_shows_the_log_and_is_tried_again(machine, make):
     assert up(make())["restart"]
 
 
-def test_healthy_is_what_the_agent_saw_after_the_restart(machine, make):
+def test_healthy_is_what_the_agent_saw_after_the_restart(machine, make, tmp_path):
     app = make()
-    state = podman.STATES / "squid.json"
+    state = tmp_path / "run/dodas/apps/squid.json"
     app.restarted = time.time()
     state.write_text(json.dumps({"state": "passing", "checked": app.restarted - 1, "output": "healthy"}))
     with pytest.raises(podman.EngineError, match=r"app squid is not healthy after 0\.3 s"):
@@ -318,7 +318,7 @@ def test_remove_leaves_volumes_and_nothing_else(machine, make, tmp_path):
     assert not app.exists()
     assert not machine.active
     assert (tmp_path / "data/kept").exists()
-    assert list((tmp_path / "units").iterdir()) + list((tmp_path / "apps").iterdir()) == []
+    assert list((tmp_path / "etc/systemd/system").iterdir()) + list((tmp_path / "etc/dodas/apps").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -331,4 +331,4 @@ def test_remove_leaves_volumes_and_nothing_else(machine, make, tmp_path):
 )
 def test_commands_that_fail(command, message):
     with pytest.raises(podman.EngineError, match=message):
-        podman.run(*command, timeout=0.1 if command[0] == "sleep" else 5)
+        app.run(*command, timeout=0.1 if command[0] == "sleep" else 5)

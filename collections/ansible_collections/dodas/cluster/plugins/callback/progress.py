@@ -43,6 +43,7 @@ class CallbackModule(CallbackBase):
         self.phases = []
         self.probes = {}
         self.apps = {}
+        self.unkept = []  # hosts whose apps nothing starts with the machine
         self.failures = []
         self.tasks = 0
         self._phase = None
@@ -95,8 +96,10 @@ class CallbackModule(CallbackBase):
             self._phase["changed"] += bool(result._result.get("changed"))
         if result._task.action == "dodas.cluster.probe_info":
             self.probes[result._host.get_name()] = result._result.get("probes", [])
-        if result._task.action == "dodas.cluster.podman_app_info":
+        if result._task.action == "dodas.cluster.app_info":
             self.apps[result._host.get_name()] = result._result.get("apps", {})
+            if result._result.get("boot") == "":
+                self.unkept.append(result._host.get_name())
 
     def v2_runner_on_ok(self, result):
         self._note(result)
@@ -151,6 +154,7 @@ class CallbackModule(CallbackBase):
                 "phases": self.phases,
                 "probes": self.probes,
                 "apps": self.apps,
+                "unkept": self.unkept,
                 "errors": self.failures,
                 "tasks": self.tasks,
                 **totals,

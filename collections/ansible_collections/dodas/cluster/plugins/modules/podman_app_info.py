@@ -29,12 +29,12 @@ apps:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.dodas.cluster.plugins.module_utils.engine import podman
+from ansible_collections.dodas.cluster.plugins.module_utils.engine import app
 
 
 def main():
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
-    module.exit_json(changed=False, apps=podman.states())
+    module.exit_json(changed=False, apps=app.states())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,13 @@ class DefinitionError(Exception):
     """The definition is wrong or asks for what the engine cannot do; the message starts with the path of the field."""
 
 
+class Refused(DefinitionError):
+    """Field `path` asks for what `engine` cannot do, for this `reason`."""
+
+    def __init__(self, path, engine, reason):
+        super().__init__(f"{path}: the {engine} engine does not do this: {reason}")
+
+
 @dataclass
 class HealthCheck:
     """One health check; times are in seconds."""
@@ -56,7 +63,8 @@ class App:
     backoff: int = 1
 
 
-# What a definition may contain, by path. True: read here. A string: why no engine of ours on one host honours it.
+# What a definition may contain, by path. True: read here. A string: why no engine of ours on one host honours it;
+# what only one of them cannot, that engine refuses itself.
 # A refused field that is empty (`"gpus": 0`, as Marathon returns it) asks for nothing and passes.
 _FIELDS = {
     "": {
@@ -64,16 +72,16 @@ _FIELDS = {
         "container": True, "networks": True, "portDefinitions": True, "healthChecks": True, "dependencies": True,
         "labels": True, "taskKillGracePeriodSeconds": True, "backoffSeconds": True,
         "constraints": "placement is the inventory's: a host is in the group of the app or it is not",
-        "disk": "podman cannot limit disk on every file system",
+        "disk": "not every file system can limit it",
         "gpus": "use container.docker.parameters with key device",
         "fetch": "files come with the role", "uris": "files come with the role", "residency": "use a host volume",
         "secrets": "write a file of mode 0600 and mount it",
         "upgradeStrategy": "one instance a host is restarted in place",
         "unreachableStrategy": "there is no agent to lose", "acceptedResourceRoles": "there are no offers",
         "readinessChecks": "use healthChecks", "ipAddress": "deprecated: use networks", "ports": "use portDefinitions",
-        "requirePorts": "ports are always those asked for", "executor": "podman is the executor",
-        "backoffFactor": "systemd waits backoffSeconds each time", "killSelection": "there is one instance",
-        "maxLaunchDelaySeconds": "systemd waits backoffSeconds each time",
+        "requirePorts": "ports are always those asked for", "executor": "the engine is the executor",
+        "backoffFactor": "it waits backoffSeconds each time", "killSelection": "there is one instance",
+        "maxLaunchDelaySeconds": "it waits backoffSeconds each time",
     },
     "container": {"type": True, "docker": True, "volumes": True, "portMappings": "containers use the host's network"},
     "container.volumes": {"hostPath": True, "containerPath": True, "mode": True,
@@ -177,7 +185,7 @@ def _known(path, mapping):
             near = difflib.get_close_matches(key, fields, 1)
             raise DefinitionError(f"{where}: unknown field" + (f"; did you mean {near[0]}?" if near else ""))
         if fields[key] is not True and mapping[key]:
-            raise DefinitionError(f"{where}: the podman engine does not do this: {fields[key]}")
+            raise DefinitionError(f"{where}: dodas does not do this: {fields[key]}")
 
 
 def _typed(mapping, key, kind, path="", default=None, required=False):
