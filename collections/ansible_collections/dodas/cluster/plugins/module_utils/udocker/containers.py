@@ -46,7 +46,7 @@ OPTIONS = {
     "cap_add": [], "cap_drop": [], "security_opt": [], "privileged": False, "memory": "", "memory_swap": "", "cpus": "",
     "cpu_shares": "", "pids_limit": "", "ipc": "", "pid": "", "uts": "", "userns": "", "cgroupns": "", "group_add": [],
     "sysctl": [], "oom_score_adj": "", "runtime": "", "isolation": "", "mac_address": "", "ip": "", "link": [],
-    "network_alias": [],
+    "network_alias": [], "expose": [], "domainname": "", "health_start_interval": "",
 }  # fmt: skip
 
 # Options of the moment, which a container does not keep.

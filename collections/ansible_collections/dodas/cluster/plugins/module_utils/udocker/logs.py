@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The log of a detached container: JSON lines, as Docker's json-file keeps them, from any bytes and back to the same.
 
-Each record is {"log": text, "stream": "stdout"|"stderr", "time": RFC 3339}. A line that has not ended yet, or a long one,
-takes several records, of which the last alone ends in a newline. Bytes that are no UTF-8 are kept as lone surrogates.
+Each record is {"log": text, "stream": "stdout"|"stderr", "time": RFC 3339}. A line that has not ended yet, or a long
+one, takes several records, of which the last alone ends in a newline. Bytes that are no UTF-8 are lone surrogates.
 """
 
 import os
@@ -52,10 +52,11 @@ class Writer:
     def _append(self, stream, lines):
         if not lines:
             return
-        from .containers import timestamp
-        from time import time
+        import time
 
-        now = timestamp(time())
+        from .containers import timestamp
+
+        now = timestamp(time.time())
         text = "".join(
             records.dumps({"log": line.decode("utf-8", "surrogateescape"), "stream": stream, "time": now}) + "\n"
             for line in lines
@@ -88,22 +89,25 @@ def read(container, write, follow=False, tail=None, since=0.0, until=0.0, timest
         raise Error(f"container {container.name} has no log: it ran in the foreground, or with --log-driver none")
     show = _Show(write, timestamps, since, until)
     older = [name for name in (f"{path}.{number}" for number in range(99, 0, -1)) if os.path.exists(name)]
-    with open(path, "rb") as source:
-        if tail is not None:
-            lines = _last(older, source, tail)
-        else:
-            lines = [line for name in older for line in _lines(name)]
-        for line in lines:
+    source = open(path, "rb")  # noqa: SIM115 - rotation puts another in its place
+    try:
+        for line in _last(older, source, tail) if tail is not None else _all(older, source):
             show(line)
-        if tail is None or not follow:
-            for line in source if tail is None else ():
-                if line.endswith(b"\n"):
-                    show(line)
-                else:  # being written
-                    source.seek(-len(line), os.SEEK_CUR)
-                    break
         if follow:
-            _follow(container, path, source, show)
+            source = _follow(container, path, source, show)
+    finally:
+        source.close()
+
+
+def _all(older, source):
+    for name in older:
+        yield from _lines(name)
+    while True:
+        line = source.readline()
+        if not line.endswith(b"\n"):  # the end, or being written
+            source.seek(-len(line), os.SEEK_CUR)
+            return
+        yield line
 
 
 def _lines(path):
@@ -117,13 +121,7 @@ def _last(older, source, count):
 
     found = collections.deque()
     ended = 0
-    content = [line for name in older for line in _lines(name)]
-    for line in source:
-        if line.endswith(b"\n"):
-            content.append(line)
-        else:
-            source.seek(-len(line), os.SEEK_CUR)
-            break
+    content = list(_all(older, source))
     if count == 0:
         return []
     for line in reversed(content):
@@ -145,7 +143,7 @@ def _ends(line):
 
 
 def _follow(container, path, source, show):
-    """What is appended from now on, also after the log was rotated or its container started again."""
+    """What is appended from now on, also after the log was rotated; returns the file that was read last."""
     import time
 
     ended = False
@@ -157,14 +155,14 @@ def _follow(container, path, source, show):
         if line:
             source.seek(-len(line), os.SEEK_CUR)
         elif ended:
-            return
+            return source
         try:
             if os.stat(path).st_ino != os.fstat(source.fileno()).st_ino and not line:
                 source.close()
-                source = open(path, "rb")
+                source = open(path, "rb")  # noqa: SIM115 - as above
                 continue
         except FileNotFoundError:
-            return  # removed
+            return source  # removed
         # What was written before the container ended is read once more after that was seen.
         ended = not container.is_running()
         if not ended:

@@ -10,7 +10,9 @@ from .spec import Mount, Spec
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHELL = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash -i; exec sh -i"]  # where nothing says what to run
 # Programs that are made to be process 1 and insist on it.
-INITS = frozenset("init systemd tini tini-static dumb-init catatonit docker-init s6-svscan runsvdir".split())
+INITS = frozenset(
+    ("init", "systemd", "tini", "tini-static", "dumb-init", "catatonit", "docker-init", "s6-svscan", "runsvdir")
+)
 # Of the host's environment these stay out of --hostenv: they describe the host's session.
 NOT_HOSTENV = frozenset(("HOME", "PATH", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "_", "VTE_VERSION", "UDOCKER_DIR"))
 NO_EFFECT = (
@@ -21,8 +23,11 @@ NO_EFFECT = (
 # Those that ask for what is so anyway.
 IMPLIED = {"ipc": ("", "host"), "uts": ("", "host"), "userns": ("", "host", "keep-id"), "cgroupns": ("", "host")}
 BIND_OPTIONS = frozenset(
-    "ro rw z Z cached delegated consistent nocopy shared rshared slave rslave private rprivate bind rbind O U".split()
-)
+    (
+        "ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy", "shared", "rshared", "slave", "rslave",
+        "private", "rprivate", "bind", "rbind", "U",
+    )
+)  # fmt: skip
 
 
 def build(container, argv, options, note, live=True):
@@ -208,7 +213,7 @@ def _bind(source, target, read_only, create, live, what):
 def _named(container, folder, target, given, live):
     """A folder of the store; a new one is filled with what the image has there, as Docker does."""
     if live and not os.path.isdir(folder):
-        from .copying import fill_volume
+        from .exchange import fill_volume
 
         fill_volume(container, target, folder)
     return Mount("bind", target, folder, "ro" in given)
@@ -357,13 +362,16 @@ def _accounts(container, options, user, env, live):
 
 
 def _write(path, content):
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     try:
-        target = open(path, "w", encoding="utf-8", errors="surrogateescape")
+        target = os.open(path, flags, 0o644)
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        target = open(path, "w", encoding="utf-8", errors="surrogateescape")
-    with target:
-        target.write(content)
+        target = os.open(path, flags, 0o644)
+    try:
+        os.write(target, content.encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(target)
 
 
 def _x11(env):
