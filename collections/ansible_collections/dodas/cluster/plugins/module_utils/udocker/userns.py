@@ -68,7 +68,7 @@ def call(function, *args, strict=False):
             stream.write(len(answer).to_bytes(8, "little") + answer)
 
     try:
-        pid = spawn(0, child)
+        pid, _shown = spawn(0, child)
     except Denied:
         os.close(source)
         if strict:
@@ -112,8 +112,9 @@ def _answer(function, args):
 
 
 def spawn(flags, main, keep=None, attached=True):
-    """Run main() as root in a child, in new user, mount and `flags` namespaces, and end with it. Returns its pid.
+    """Run main() as root in a child, in new user, mount and `flags` namespaces, and end with it.
 
+    Returns its pid, and the number under which /proc shows it: another one where /proc is that of an outer namespace.
     keep: descriptors to leave open besides 0, 1 and 2 (None: all); attached: it is killed when its parent dies.
     Raises Denied.
     """
@@ -148,13 +149,14 @@ def _spawn(flags, ids, main, keep, attached):
         if not pid:
             os.close(write_mapped)
             os.close(ready)
-            _child(mapped_, write_ready, ids, main, keep, attached)
+            _child(mapped_, write_ready, flags, ids, main, keep, attached)
         os.close(write_ready)
         write_ready = -1
         try:
-            _write_maps(pid, ids)
+            shown = int(os.read(ready, 32) or b"0")
+            _write_maps(shown, ids)
             os.write(write_mapped, b"1")
-            answer = os.read(ready, 100)
+            answer = os.read(ready, 32)
             if answer != b"0":
                 number = int(answer or b"1")
                 raise OSError(number, os.strerror(number))
@@ -163,7 +165,7 @@ def _spawn(flags, ids, main, keep, attached):
             write_mapped = -1
             os.waitpid(pid, 0)
             raise
-        return pid
+        return pid, shown
     finally:
         for descriptor in (mapped_, write_mapped, ready, write_ready):
             if descriptor >= 0:
@@ -199,10 +201,11 @@ def fork(flags):
     return pid
 
 
-def _child(mapped_, ready, ids, main, keep, attached):
+def _child(mapped_, ready, flags, ids, main, keep, attached):
     """The child's whole life."""
     status = 125
     try:
+        os.write(ready, os.fsencode(os.readlink("/proc/self")))
         if not os.read(mapped_, 1):
             return
         try:
@@ -214,6 +217,8 @@ def _child(mapped_, ready, ids, main, keep, attached):
             os.write(ready, b"%d" % exc.errno)
             return
         os.write(ready, b"0")  # fails when the parent has died meanwhile
+        if flags & linux.CLONE_NEWPID:
+            hide()
         if keep is None:
             os.close(mapped_)
             os.close(ready)
@@ -227,6 +232,14 @@ def _child(mapped_, ready, ids, main, keep, attached):
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def hide():
+    """Let nobody in the container look into this process, which still holds what its parent knew (tokens, variables).
+
+    Ends with exec. Its memory belongs to the user namespace outside, where the container's root has no say.
+    """
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
 
 def become(ids, uid, gid, groups):

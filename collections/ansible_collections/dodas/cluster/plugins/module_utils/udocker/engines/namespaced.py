@@ -52,7 +52,7 @@ class Namespaced:
         if spec.network == "none":
             flags |= linux.CLONE_NEWNET
         try:
-            pid = userns.spawn(flags, main, [report.target, go, *stdio], attached)
+            pid, shown = userns.spawn(flags, main, [report.target, go, *stdio], attached)
         except BaseException:
             report.close()
             os.close(go)
@@ -60,7 +60,7 @@ class Namespaced:
             raise
         os.close(go)
         try:
-            running = process.Running(pid, self.name)
+            running = process.Running(pid, self.name, shown)
             _remember(spec.directory, running)
             if ready:
                 ready(running)
@@ -132,8 +132,8 @@ class Namespaced:
                 report.fail(exc)
 
         ids = userns.maps()
-        pid = _join(running["pid"], main, attached)
-        entered = process.Running(pid, self.name)
+        pid, shown = _join(running["shown"], main, attached)
+        entered = process.Running(pid, self.name, shown)
         if ready:
             ready(entered)
         report.wait(pid)
@@ -163,7 +163,7 @@ class Namespaced:
         import pickle  # noqa: F401 - inside, nothing can be imported
 
         try:
-            pid = _join(running["pid"], work) if running else userns.spawn(0, alone)
+            pid, _shown = _join(running["shown"], work) if running else userns.spawn(0, alone)
         except BaseException:
             os.close(source)
             raise
@@ -178,29 +178,30 @@ class Namespaced:
         trees.remove(directory)
 
 
-def _join(pid, main, attached=True):
-    """Run main() in a child of this process, in the namespaces of process `pid`; returns the child's pid."""
-    opened = []
-    for kind in ("mnt", "pid", "ipc", "uts", "net"):
-        # One that is shared with the host cannot be entered from the container's user namespace.
-        if kind == "mnt" or os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):
-            opened.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
+def _join(shown, main, attached=True):
+    """Run main() in a child of this process, in the namespaces of process `shown`; returns as userns.spawn() does."""
+    opened = _namespaces(shown)
     owner = linux.ioctl(opened[0], linux.NS_GET_USERNS)
     source, target = os.pipe()
     between = os.fork()
     if not between:
         try:
+            own = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
             linux.setns(owner, linux.CLONE_NEWUSER)
             for descriptor in opened:
                 linux.setns(descriptor)
+            userns.hide()
             child = linux.clone(linux.CLONE_PARENT)
             if child:
-                os.write(target, b"%d" % child)
+                os.write(target, b"pid=%d " % child)
                 os._exit(0)
+            os.write(target, b"shown=" + os.fsencode(os.readlink("self", dir_fd=own)) + b" ")
         except OSError as exc:
-            os.write(target, b"-%d" % exc.errno)
+            os.write(target, b"errno=%d " % exc.errno)
             os._exit(0)
         try:
+            os.close(own)
+            os.close(target)
             os.chdir("/")
             userns.become(userns.maps(), 0, 0, [])
             if attached:
@@ -216,12 +217,48 @@ def _join(pid, main, attached=True):
     os.close(target)
     for descriptor in (owner, *opened):
         os.close(descriptor)
-    answer = int(os.read(source, 32) or b"-1")
-    os.close(source)
     os.waitpid(between, 0)
-    if answer < 0:
-        raise Error(f"the container of process {pid} cannot be entered: {os.strerror(-answer)}", 125)
-    return answer
+    with open(source, "rb") as stream:
+        answers = dict(word.split("=") for word in stream.read().decode().split())
+    if len(answers) != 2 or "errno" in answers:
+        reason = os.strerror(int(answers.get("errno", 1)))
+        raise Error(f"the container of process {shown} cannot be entered: {reason}", 125)
+    return int(answers["pid"]), int(answers["shown"])
+
+
+def _namespaces(shown):
+    """Descriptors of the namespaces of a container whose process 1 is `shown`, the mount namespace first."""
+    # Process 1 is hidden (userns.hide): another of the container stands for it.
+    for number in (shown, *_children(shown)):
+        opened = []
+        try:
+            for kind in ("mnt", "pid", "ipc", "uts", "net"):
+                # One that is shared with the host cannot be entered from the container's user namespace.
+                path = f"/proc/{number}/ns/{kind}"
+                if kind == "mnt" or os.readlink(path) != os.readlink(f"/proc/self/ns/{kind}"):
+                    opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            return opened
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+    raise Error(f"the container of process {shown} cannot be entered: it is another user's, or ends", 125)
+
+
+def _children(shown):
+    try:
+        with open(f"/proc/{shown}/task/{shown}/children", "rb") as source:
+            return [int(word) for word in source.read().split()]
+    except OSError:
+        pass
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as source:
+                if int(source.read().rpartition(b")")[2].split()[1]) == shown:
+                    found.append(int(name))
+        except OSError:
+            pass
+    return found
 
 
 def _forget_imports():
@@ -236,7 +273,7 @@ def _remember(directory, running):
     path = os.path.join(directory, "running")
     temporary = f"{path}.{os.getpid()}"
     with open(temporary, "w", encoding="ascii") as target:
-        target.write(f"{running.pid} {running.start} {running.engine} {_boot()}\n")
+        target.write(f"{running.pid} {running.shown} {running.start} {running.engine} {_boot()}\n")
     os.replace(temporary, path)
 
 
@@ -244,8 +281,8 @@ def remembered(directory):
     """As Running.as_dict(), of the process of the container in `directory`; None when it has ended."""
     try:
         with open(os.path.join(directory, "running"), encoding="ascii") as source:
-            pid, start, engine, boot = source.read().split()
-        found = {"pid": int(pid), "start": int(start), "engine": engine}
+            pid, shown, start, engine, boot = source.read().split()
+        found = {"pid": int(pid), "shown": int(shown), "start": int(start), "engine": engine}
     except (OSError, ValueError):
         return None
     return found if boot == _boot() and process.alive(found) else None

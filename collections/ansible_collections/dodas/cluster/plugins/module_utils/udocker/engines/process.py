@@ -17,18 +17,20 @@ ALL_SIGNALS = {int(number) for number in signal.valid_signals()} - {signal.SIGKI
 class Running:
     """A process that was started, as the one that started it sees it.
 
-    pid: on the host, of the process whose namespaces others enter; start: when it began, in ticks since the machine did
+    pid: of a child of this process; shown: its number in /proc, the same but where /proc is an outer namespace's
+    start: when it began, in ticks since the machine did
     """
 
-    def __init__(self, pid, engine):
+    def __init__(self, pid, engine, shown=None):
         self.pid = pid
         self.engine = engine
-        self.start = started(pid)
+        self.shown = shown or pid
+        self.start = started(self.shown)
         self.code = None
 
     def as_dict(self):
         """What another process needs for Engine.enter()."""
-        return {"pid": self.pid, "start": self.start, "engine": self.engine}
+        return {"pid": self.pid, "shown": self.shown, "start": self.start, "engine": self.engine}
 
     def wait(self):
         """Its exit code, 128+n if signal n ended it; waits."""
@@ -61,7 +63,7 @@ def started(pid):
 
 def alive(running):
     """Whether what Running.as_dict() told of is still the same process."""
-    return bool(running) and started(running["pid"]) == running["start"] is not None
+    return bool(running) and started(running["shown"]) == running["start"] is not None
 
 
 def _code(status):
@@ -174,6 +176,7 @@ def _take(user, ids):
     if ids.kind == "one":
         if (user.uid, user.gid) != (0, 0):
             linux.unshare(linux.CLONE_NEWUSER)
+            linux.prctl(linux.PR_SET_DUMPABLE, 1)  # /proc/self is somebody else's otherwise
             for name, text in (("setgroups", "deny"), ("uid_map", f"{user.uid} 0 1"), ("gid_map", f"{user.gid} 0 1")):
                 with open(f"/proc/self/{name}", "w", encoding="ascii") as target:
                     target.write(text)
