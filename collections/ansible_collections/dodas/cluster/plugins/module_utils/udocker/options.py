@@ -52,7 +52,10 @@ def build(container, argv, options, note, live=True):
             note(f"--{name.replace('_', '-')} has no effect: containers here are processes of a user")
     devices, limits = _devices(options, mounts, env), _limits(options)
     if options["kernel"]:
-        limits["kernel"] = options["kernel"]
+        if container.record["engine"] == "proot":
+            limits["kernel"] = options["kernel"]
+        else:
+            note("--kernel has no effect: only PRoot can pretend to be another kernel")
     return Spec(
         container.directory,
         container.layers,
@@ -403,7 +406,7 @@ def _devices(options, mounts, env):
         else:
             devices.append(source)
     if options["dri"] or options["nvidia"] or options["gpus"]:
-        from .engines import devices as known
+        from . import devices as known
 
         for wanted, give in ((options["dri"], "dri"), (options["nvidia"] or options["gpus"], "nvidia")):
             if wanted:

@@ -345,21 +345,13 @@ class _Forward:
         try:
             for number in self.early:
                 running.kill(number)
-            while not _has_ended():
-                info = module.sigwaitinfo(watched)
-                # What a terminal sends, it sends to the container's processes as well (si_code SI_KERNEL).
-                if info.si_signo != module.SIGCHLD and info.si_code != 0x80:
-                    running.kill(info.si_signo)
+            while running.poll() is None:
+                number = module.sigwait(watched)
+                if number != module.SIGCHLD:
+                    running.kill(number)
             return running.wait()
         finally:
             module.pthread_sigmask(module.SIG_UNBLOCK, watched)
-
-
-def _has_ended():
-    try:
-        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
 
 
 # Exec

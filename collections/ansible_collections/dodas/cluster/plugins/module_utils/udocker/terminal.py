@@ -333,7 +333,7 @@ def serve(running, master, stdin=True, detach_keys=""):
                     if size:
                         set_window(master, *size)
                 elif number == signal.SIGCHLD:
-                    ended = child_ended(running)
+                    ended = running.poll() is not None
                 else:
                     running.kill(number)
             if 0 in ready:
@@ -366,12 +366,3 @@ def serve(running, master, stdin=True, detach_keys=""):
                     write_all(1, data)
                 except BrokenPipeError:
                     running.kill(signal.SIGHUP)
-
-
-def child_ended(running):
-    """Whether the child has ended, which wait() will tell at once then."""
-    del running
-    try:
-        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
