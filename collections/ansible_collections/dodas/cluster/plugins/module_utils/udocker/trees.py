@@ -1,15 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole trees of files: deleted and copied safely, whoever they belong to."""
+"""Whole trees of files: deleted, copied, and made of layers, whoever they belong to. Links are never followed."""
 
+import errno
 import os
+import stat
 
-from . import userns
+from . import linux, userns
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OWNER = "user.containers.override_stat"  # as unpack writes it, and whoever packs reads it
+_OVERLAY = ("user.overlay.", "trusted.overlay.", "user.fuseoverlayfs.")
+_OPAQUE = ("user.overlay.opaque", "user.fuseoverlayfs.opaque")
+_IMPOSSIBLE = (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+_PIECE = 1 << 30
+
+
+# Delete
 
 
 def remove(path):
     """Delete a tree or a file, in a user namespace where that is needed; nothing when it is not there.
 
-    Symbolic links are deleted, never followed. Raises OSError.
+    Raises OSError.
     """
     try:
         _remove(path)
@@ -19,37 +33,274 @@ def remove(path):
 
 def _remove(path):
     parent, name = os.path.split(os.path.abspath(path))
-    folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
     try:
         remove_at(folder, name)
-    except FileNotFoundError:
-        pass
     finally:
         os.close(folder)
 
 
 def remove_at(folder, name):
     """The same, of entry `name` in folder descriptor `folder`; as whoever runs this."""
+    todo = [(folder, name, None)]  # folder, name, what is in it once it has been looked at
     try:
-        os.unlink(name, dir_fd=folder)
-        return
-    except IsADirectoryError:
-        pass
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        while todo:
+            parent, name, inner = todo.pop()
+            if inner is not None:
+                os.close(inner)
+                os.rmdir(name, dir_fd=parent)
+                continue
+            inner = _open_to_delete(parent, name)
+            if inner is None:
+                continue
+            todo.append((parent, name, inner))
+            with os.scandir(inner) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append((inner, entry.name, None))
+                    else:
+                        os.unlink(entry.name, dir_fd=inner)
+    except BaseException:
+        for _parent, _name, inner in todo:
+            if inner is not None:
+                os.close(inner)
+        raise
+
+
+def _open_to_delete(parent, name):
+    """A folder's descriptor; None when it was no folder, and is deleted by now."""
     try:
-        inner = os.open(name, flags, dir_fd=folder)
+        inner = os.open(name, _FOLDER, dir_fd=parent)
+        if os.fstat(inner).st_mode & 0o300 != 0o300:
+            os.fchmod(inner, 0o700)
+        return inner
+    except (NotADirectoryError, FileNotFoundError) as exc:
+        if isinstance(exc, NotADirectoryError):
+            os.unlink(name, dir_fd=parent)
     except PermissionError:
-        os.chmod(name, 0o700, dir_fd=folder)
-        inner = os.open(name, flags, dir_fd=folder)
-    try:
-        with os.scandir(inner) as entries:
-            names = [entry.name for entry in entries]
-        for one in names:
+        os.chmod(name, 0o700, dir_fd=parent)
+        return os.open(name, _FOLDER, dir_fd=parent)
+    except OSError as exc:
+        if exc.errno != errno.ELOOP:
+            raise
+        os.unlink(name, dir_fd=parent)
+    return None
+
+
+# Copy
+
+
+def copy(source, target):
+    """Copy a tree to the new folder `target` with all that it is: owners, times, attributes, hard links, whiteouts."""
+    userns.call(_Copy([source], raw=True).run, target)
+
+
+def merge(layers, target, links=False, owners=True):
+    """Make the new folder `target` of unpacked layers (lowest first) as an overlay of them would show them.
+
+    links: files become hard links to those of the layers. That takes neither time nor space, and a program that
+    writes to a file in place changes the layer, and with it all containers of the image: for what is only read.
+    owners: False leaves all to this user, and notes whose it would be
+    """
+    userns.call(_Copy(layers, links=links, owners=owners).run, target)
+
+
+class _Copy:
+    """Copies folders that lie on each other to one folder. `raw`: whiteouts and marks of overlay are copied, too."""
+
+    def __init__(self, layers, raw=False, links=False, owners=True):
+        self.layers = list(reversed(layers))
+        self.raw = raw
+        self.links = links
+        self.owners = owners
+        self.seen = {}  # where a file of several names is in the target, by device and inode
+        self.share = True  # whether the file system shares blocks
+        self.root = None
+
+    def run(self, target):
+        os.mkdir(target, 0o700)
+        self.root = target
+        folders = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in self.layers]
+        here = os.open(target, _FOLDER)
+        try:
+            self._folder(folders, here, target)
+        finally:
+            for descriptor in (here, *folders):
+                os.close(descriptor)
+
+    def _folder(self, folders, here, path):
+        """Fill the folder `here` from `folders`, the uppermost first, then make it what the uppermost is."""
+        listed = []
+        for folder in folders:
+            with os.scandir(folder) as entries:
+                listed.append({entry.name: entry for entry in entries})
+        done = set()
+        for level, entries in enumerate(listed):
+            for name, entry in entries.items():
+                if name in done:
+                    continue
+                done.add(name)
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    below = [index for index in range(level + 1, len(listed)) if name in listed[index]]
+                    self._subfolder(folders, [level, *below], name, here, f"{path}/{name}")
+                elif self.raw or not (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0):
+                    self._file(folders[level], name, status, here, f"{path}/{name}")
+        if folders:
+            self._dress(folders[0], here, os.fstat(folders[0]))
+
+    def _subfolder(self, folders, levels, name, here, path):
+        inner = []
+        try:
+            for level in levels:
+                try:
+                    inner.append(os.open(name, _FOLDER, dir_fd=folders[level]))
+                except OSError:
+                    break  # no folder: a whiteout, or a file that the folder above it hides with all below
+                if not self.raw and _opaque(inner[-1]):
+                    break
+            os.mkdir(name, 0o700, dir_fd=here)
+            made = os.open(name, _FOLDER, dir_fd=here)
             try:
-                remove_at(inner, one)
+                self._folder(inner, made, path)
+            finally:
+                os.close(made)
+        finally:
+            for descriptor in inner:
+                os.close(descriptor)
+
+    def _file(self, folder, name, status, here, path):
+        identity = (status.st_dev, status.st_ino) if status.st_nlink > 1 else None
+        if identity in self.seen:
+            os.link(self.seen[identity], name, dst_dir_fd=here, follow_symlinks=False)
+            return
+        if identity:
+            self.seen[identity] = path
+        if stat.S_ISREG(status.st_mode):
+            if self.links:
+                try:
+                    os.link(name, name, src_dir_fd=folder, dst_dir_fd=here, follow_symlinks=False)
+                    return
+                except OSError as exc:
+                    if exc.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+                        raise
+            source = os.open(name, _READ, dir_fd=folder)
+            target = os.open(name, _WRITE, 0o600, dir_fd=here)
+            try:
+                self._content(source, target, status)
+                self._dress(source, target, status)
+            finally:
+                os.close(source)
+                os.close(target)
+            return
+        if stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(name, dir_fd=folder), name, dir_fd=here)
+        else:
+            try:
+                os.mknod(name, status.st_mode, status.st_rdev, dir_fd=here)
             except PermissionError:
-                os.fchmod(inner, 0o700)
-                remove_at(inner, one)
-    finally:
-        os.close(inner)
-    os.rmdir(name, dir_fd=folder)
+                return  # a device: user namespaces have none
+        if self.owners:
+            _own(os.chown, name, status, dir_fd=here, follow_symlinks=False)
+        if not stat.S_ISLNK(status.st_mode):
+            os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=here)
+        os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=here, follow_symlinks=False)
+
+    def _content(self, source, target, status):
+        if not status.st_size:
+            return
+        if self.share:
+            try:
+                linux.clone_file(source, target)
+                return
+            except OSError:
+                self.share = False
+        if status.st_size <= 1 << 16:
+            os.write(target, os.read(source, 1 << 16))
+            return
+        holes = status.st_blocks * 512 < status.st_size
+        if holes:
+            os.ftruncate(target, status.st_size)
+        position = 0
+        while position < status.st_size:
+            end = status.st_size
+            if holes:
+                try:
+                    position = os.lseek(source, position, os.SEEK_DATA)
+                except OSError:
+                    return
+                end = os.lseek(source, position, os.SEEK_HOLE)
+            position = _copy_range(source, target, position, end)
+            if position is None:
+                return  # it became shorter meanwhile
+
+    def _dress(self, source, target, status):
+        """Give the open file `target` owner, mode, attributes and times of `source`."""
+        if self.owners:
+            _own(os.fchown, target, status)
+        mode = stat.S_IMODE(status.st_mode)
+        for name in _attributes(source):
+            if self.raw or not name.startswith(_OVERLAY):
+                _keep_attribute(source, target, name)
+        if not self.owners and (status.st_uid or status.st_gid) and not self.raw:
+            self._note(target, status)
+        os.fchmod(target, mode)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    @staticmethod
+    def _note(target, status):
+        try:
+            os.getxattr(target, _OWNER)
+        except OSError:
+            try:
+                os.setxattr(target, _OWNER, b"%d:%d:%o" % (status.st_uid, status.st_gid, status.st_mode))
+            except OSError:
+                pass
+
+
+def _own(function, target, status, **where):
+    try:
+        function(target, status.st_uid, status.st_gid, **where)
+    except OSError as exc:
+        if exc.errno not in _IMPOSSIBLE:
+            raise
+
+
+def _opaque(folder):
+    for name in _OPAQUE:
+        try:
+            if os.getxattr(folder, name) == b"y":
+                return True
+        except OSError:
+            pass
+    return False
+
+
+def _attributes(descriptor):
+    try:
+        return os.listxattr(descriptor)
+    except OSError:
+        return []
+
+
+def _keep_attribute(source, target, name):
+    try:
+        os.setxattr(target, name, os.getxattr(source, name))
+    except OSError as exc:
+        if exc.errno not in (*_IMPOSSIBLE, errno.ENODATA, errno.ENOSPC, errno.ERANGE):
+            raise
+
+
+def _copy_range(source, target, position, end):
+    """Copy from `position` on; returns where it stopped, or None at an end of file."""
+    try:
+        count = os.copy_file_range(source, target, min(end - position, _PIECE), position, position)
+    except OSError as exc:
+        if exc.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+            raise
+        piece = os.pread(source, min(end - position, 1 << 20), position)
+        count = os.pwrite(target, piece, position)
+    return position + count if count else None

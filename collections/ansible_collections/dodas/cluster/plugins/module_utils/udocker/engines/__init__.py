@@ -4,7 +4,7 @@
 from ..errors import Error
 
 # In the order in which they are tried: where they live, and as what.
-_ENGINES = {"overlay": "Overlay"}
+_ENGINES = {"overlay": "Overlay", "directory": "Directory"}
 
 
 def get(name):

@@ -7,7 +7,7 @@ A new container costs three folders. Layers are named to the kernel by the numbe
 
 import os
 
-from .. import linux
+from .. import linux, trees
 from ..errors import Error
 from .namespaced import Namespaced
 
@@ -41,3 +41,8 @@ class Overlay(Namespaced):
             for descriptor in (*opened, upper, work):
                 os.close(descriptor)
         return target
+
+    def clone(self, directory, target):
+        os.mkdir(os.path.join(target, "ROOT"))
+        os.mkdir(os.path.join(target, "work"))
+        trees.copy(os.path.join(directory, "upper"), os.path.join(target, "upper"))

@@ -111,7 +111,7 @@ def execute(spec, stdio, report, ids, user):
     try:
         if os.getsid(0) != os.getpid():
             os.setsid()
-        for number, descriptor in enumerate(stdio):
+        for number, descriptor in enumerate([os.dup(one) for one in stdio]):
             os.dup2(descriptor, number)
         if spec.terminal:
             linux.ioctl(0, linux.TIOCSCTTY)
