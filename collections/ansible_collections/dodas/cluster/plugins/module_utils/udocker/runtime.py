@@ -405,7 +405,7 @@ def execute(container, argv, options=None, note=say):
 def _execute_on_terminal(engine, where, spec, options):
     from . import terminal
 
-    master, slave = os.openpty()
+    master, slave = terminal.open_in(where["pid"])
     size = terminal.window(0) or terminal.window(1) or (24, 80)
     terminal.set_window(master, *size)
     os.set_inheritable(slave, True)

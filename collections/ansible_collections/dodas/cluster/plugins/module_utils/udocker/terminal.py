@@ -15,6 +15,7 @@ HELLO, INPUT, END, RESIZE, SIGNAL = b"h", b"i", b"e", b"r", b"s"
 OUTPUT, ERRORS, EXIT = b"o", b"E", b"x"
 
 CHUNK = 65536
+_TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441  # unlock a terminal's other end, and open it whatever its name is
 DETACH_KEYS = "ctrl-p,ctrl-q"
 # Sent on to the container; those that a terminal's job control uses stay with the command.
 FORWARDED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU", "SIGPWR", "SIGCONT")
@@ -51,6 +52,22 @@ def _little():
     import sys
 
     return sys.byteorder == "little"
+
+
+def open_in(pid):
+    """(master, slave) of a terminal of the container of process `pid`, where it has a name; else of this host's."""
+    import fcntl
+
+    try:
+        master = os.open(f"/proc/{pid}/root/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return os.openpty()
+    try:
+        fcntl.ioctl(master, _TIOCSPTLCK, bytes(4))
+        return master, fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        os.close(master)
+        return os.openpty()
 
 
 class Raw:
