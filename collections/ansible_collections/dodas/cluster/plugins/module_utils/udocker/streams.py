@@ -67,15 +67,39 @@ def decompressed(pieces, counted=None):
         if len(head) >= 6:
             break
     pieces = _chain(head, pieces)
-    if head[:2] == b"\x1f\x8b":
+    kind = compression(head)
+    if kind == "gzip":
         return _inflated("gzip", lambda: zlib.decompressobj(31), zlib.error, pieces)
-    if head[:3] == b"BZh" and head[4:6] in (b"1A", b"\x17r", b""):
+    if kind == "bzip2":
         return _module_or_program("bz2", "BZ2Decompressor", OSError, ("bzip2", "-dc"), pieces)
-    if head[:6] == b"\xfd7zXZ\0":
+    if kind == "xz":
         return _module_or_program("lzma", "LZMADecompressor", None, ("xz", "-dc"), pieces)
-    if head[:4] == b"(\xb5/\xfd" or (head[1:4] == b"*M\x18" and head[0] >> 4 == 5):
+    if kind == "zstd":
         return _zstd(pieces)
     return pieces
+
+
+def compression(head):
+    """How a stream that begins with these bytes (6 or more) is compressed: gzip, bzip2, xz, zstd or None."""
+    if head[:2] == b"\x1f\x8b":
+        return "gzip"
+    if head[:3] == b"BZh" and head[4:6] in (b"1A", b"\x17r"):
+        return "bzip2"
+    if head[:6] == b"\xfd7zXZ\0":
+        return "xz"
+    if head[:4] == b"(\xb5/\xfd" or (head[1:4] == b"*M\x18" and head[0] >> 4 == 5):
+        return "zstd"
+    return None
+
+
+def digest(source):
+    """The digest of what is in a stream, an object with read(size), once it is not compressed any more."""
+    import hashlib
+
+    found = hashlib.sha256()
+    for chunk in decompressed(iter(lambda: source.read(1 << 17), b"")):
+        found.update(chunk)
+    return "sha256:" + found.hexdigest()
 
 
 def _counting(pieces, counted):

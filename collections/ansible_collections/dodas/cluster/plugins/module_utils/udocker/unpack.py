@@ -41,6 +41,12 @@ def layer(store, source, diff_id=None, limits=None):
     It is read to its end. diff_id: what the tar must hash to; the layer appears in the store only if it does.
     Raises Error: the stream is damaged, is hostile, or there is no room.
     """
+    # All that the child imports: if another thread were just importing it, the child would wait for it forever.
+    import hashlib  # noqa: F401
+    import json  # noqa: F401
+    import queue  # noqa: F401
+    import threading  # noqa: F401
+
     from . import userns
 
     limits = limits or tar.Limits()
@@ -50,7 +56,7 @@ def layer(store, source, diff_id=None, limits=None):
         os.chmod(store.path("layers"), 0o700)
     with streams.opened(source) as descriptor, store.temporary() as folder:
         try:
-            return userns.call(_layer, store, descriptor, folder, diff_id, limits)
+            return userns.call(_layer, store, descriptor, folder, diff_id, limits, keep=[descriptor])
         finally:
             # Files of other owners, and folders without rights, are removed by who may.
             if os.path.exists(os.path.join(folder, "layer")):

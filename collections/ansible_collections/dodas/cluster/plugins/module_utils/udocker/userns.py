@@ -54,21 +54,23 @@ def mapped():
     return _usable[os.getpid()]
 
 
-def call(function, *args, strict=False):
+def call(function, *args, strict=False, keep=None):
     """What function(*args) returns, or raises, in a child that is root in a user and a mount namespace of its own.
 
     Where no user namespace can be had it runs right here (strict: raises Denied). Result and exception are pickled.
+    keep: the descriptors that it needs; all for None, which threads that wait for the end of a pipe do not bear.
     """
     source, target = os.pipe()
 
     def child():
-        os.close(source)
+        if keep is None:
+            os.close(source)
         answer = _answer(function, args)
         with open(target, "wb") as stream:
             stream.write(len(answer).to_bytes(8, "little") + answer)
 
     try:
-        pid, _shown = spawn(0, child)
+        pid, _shown = spawn(0, child, None if keep is None else [*keep, target])
     except Denied:
         os.close(source)
         if strict:
@@ -263,7 +265,7 @@ def _look():
             return Maps("subids", *ranges)
     elif not linux.prctl(linux.PR_GET_NO_NEW_PRIVS):
         further = _further("/etc/subuid", "", uid), _further("/etc/subgid", "-g", uid)
-        if all(further) and _program("newuidmap") and _program("newgidmap"):
+        if all(further) and program("newuidmap") and program("newgidmap"):
             lines = [[(0, own, 1)] for own in (uid, gid)]
             for one, ranges in zip(lines, further):  # noqa: B905 - strict= came later
                 inside = 1
@@ -328,7 +330,7 @@ def _from_service(option, name):
         return []
 
 
-def _program(name):
+def program(name):
     """The path of a program, also where PATH leaves out what the system's administration needs."""
     for folder in [*os.environ.get("PATH", "").split(":"), "/usr/bin", "/usr/sbin", "/usr/local/bin"]:
         path = os.path.join(folder, name)
@@ -343,7 +345,7 @@ def _write_maps(pid, ids):
         silent = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]
         for name, ranges in (("newuidmap", ids.uids), ("newgidmap", ids.gids)):
             argv = [name, str(pid), *(str(number) for line in ranges for number in line)]
-            helpers.append(os.posix_spawn(_program(name), argv, os.environ, file_actions=silent))
+            helpers.append(os.posix_spawn(program(name), argv, os.environ, file_actions=silent))
         failed = [os.waitpid(helper, 0)[1] for helper in helpers]
         if any(failed):
             raise OSError(1, "newuidmap or newgidmap failed")
