@@ -53,7 +53,8 @@ def main():
 @main.command()
 @click.argument("source", required=False, type=click.Path(path_type=Path), metavar="[TEMPLATE]")
 @click.option("--backend", type=click.Choice(deployments.BACKENDS), help="Where hosts come from.  [default: local]")
-@click.option("--engine", type=click.Choice(deployments.ENGINES), help="What runs the services.  [default: podman]")
+@click.option("--engine", type=click.Choice(deployments.ENGINES),
+              help="What runs the services.  [default: podman; udocker where root is missing]")  # fmt: skip
 @click.option("--name", "-n", metavar="NAME", help="Name of the deployment.  [default: that of the template's file]")
 @click.option("-p", "--input", "pairs", multiple=True, metavar="NAME=VALUE", shell_complete=_complete_inputs,
               help="An input of the template; may be repeated.")  # fmt: skip
@@ -71,12 +72,15 @@ def up(source, backend, engine, name, pairs, inputs_file, variables, plan, yes, 
     groups are named after roles (see inventories/existing). Says complete only when every probe holds.
     """
     start = time.monotonic()
-    deployment = _deployment(source, backend, engine, name, pairs, inputs_file)
-    if deployment.backend == "local":
+    deployment = _deployment(source, backend, engine, name, pairs, inputs_file, yes or as_json)
+    if deployment.is_plain:
+        if not plan:
+            _build_images("udocker", progress=None if as_json else _say_built)
+    elif deployment.backend == "local":
         machine.become_root()
         machine.ensure_packages(yes)
         if not plan:
-            _build_images(progress=None if as_json else _say_built)
+            _build_images("podman", progress=None if as_json else _say_built)
     if plan:
         sys.exit(deployment.play("up", variables, verbose=verbose, quiet=as_json, check=True)["status"])
     known = deployment.name in deployments.names()
@@ -225,7 +229,7 @@ def down(name, which, as_json, verbose):
     if name and which and name != which:
         raise InputError(f"which deployment is it: {name} or {which}?")
     deployment = deployments.only(name or which)
-    if deployment.backend == "local":
+    if deployment.backend == "local" and not deployment.is_plain:
         machine.become_root()
     with deployment.lock(end=True):
         report = deployment.play("down", verbose=verbose, quiet=as_json)
@@ -244,12 +248,19 @@ def list_(as_json):
     found = [Deployment.load(name) for name in deployments.names()]
     if as_json:
         rows = [
-            {"name": one.name, "backend": one.backend, "source": str(one.source), "hosts": one.hosts} for one in found
+            {
+                "name": one.name,
+                "backend": one.backend,
+                "engine": one.engine,
+                "source": str(one.source),
+                "hosts": one.hosts,
+            }
+            for one in found
         ]
         click.echo(json.dumps(rows))
         return
     for one in found:
-        click.echo(f"{one.name:<20} {one.backend:<10} {len(one.hosts):>3} hosts  {one.source}")
+        click.echo(f"{one.name:<20} {one.backend:<10} {one.engine:<8} {len(one.hosts):>3} hosts  {one.source}")
 
 
 @main.command()
@@ -302,9 +313,8 @@ def logs(app, host, follow, lines, name):
     if not re.fullmatch(r"[a-z-]+", app):
         raise InputError(f"{app!r} is no app")
     host = host or deployment.host_of(app)
-    command = ["journalctl", "--unit", f"dodas-{app}", "--lines", str(lines), "--no-pager", "--output=short-iso"]
-    command += ["--follow"] if follow else []
-    sys.exit(subprocess.run(deployment.ssh_as_root(host, *command), check=False).returncode)
+    command = deployment.place(host).logs(app, lines, follow)
+    sys.exit(subprocess.run(deployment.ssh_as_root(host, command), check=False).returncode)
 
 
 @main.command()
@@ -321,7 +331,7 @@ for command in access.COMMANDS:
     main.add_command(command)
 
 
-def _deployment(source, backend, engine, name, pairs, inputs_file):
+def _deployment(source, backend, engine, name, pairs, inputs_file, yes):
     """The deployment that `up` is about: the one recorded, with what is given now. Raises InputError."""
     if name and not store.valid_name(name):
         raise InputError(f"deployment name {name!r} must be lower-case letters, digits and dashes, 31 at most")
@@ -350,7 +360,11 @@ def _deployment(source, backend, engine, name, pairs, inputs_file):
         given = _load(source, {**(known.inputs if known else {}), **given}).values
     elif pairs or inputs_file:
         raise InputError("an inventory has no inputs: set variables in it")
-    deployment = Deployment(name, source, backend, engine or "podman", given)
+    if known and engine and engine != known.engine:
+        raise InputError(f"deployment {name} exists with engine {known.engine}: ./dodas down {name} first")
+    if not engine:
+        engine = known.engine if known else machine.choose_engine(yes) if backend == "local" else "podman"
+    deployment = Deployment(name, source, backend, engine, given)
     deployment.groups()  # refuses what is no inventory
     return deployment
 

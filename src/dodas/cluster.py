@@ -34,6 +34,7 @@ def describe(deployment, report):
         "hosts": hosts,
         "probes": probes,
         "errors": report["errors"],
+        "unkept": report.get("unkept", []),
         "slots": slots(deployment, front) if front else [],
         "endpoints": endpoints(deployment),
     }
@@ -41,8 +42,8 @@ def describe(deployment, report):
 
 def slots(deployment, front):
     """The pool's slots: machine, cpus, memory in MB, jobs that run."""
-    query = f"condor_status -const 'SlotType == \"Partitionable\"' -af {SLOTS}"
-    printed = deployment.run(front, f"podman exec dodas-htcondor {query}")
+    query = ("condor_status", "-const", 'SlotType == "Partitionable"', "-af", *SLOTS.split())
+    printed = deployment.execute(front, "htcondor", *query)
     found = []
     for line in printed.splitlines():
         machine, cpus, free, memory, jobs = line.split()

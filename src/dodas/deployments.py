@@ -19,12 +19,12 @@ from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment as store
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
-from dodas import lock
+from dodas import lock, places
 from dodas.errors import DodasError, InputError
 
 ROOT = Path(os.environ.get("DODAS_ROOT", Path(__file__).resolve().parents[2]))
 BACKENDS = ("local", "existing")
-ENGINES = ("podman",)
+ENGINES = ("podman", "udocker")
 
 
 @dataclass
@@ -101,7 +101,8 @@ class Deployment:
             # What is there is removed, whatever became of the template.
             inventory = "localhost,"
             variables = {"dodas_deployment": self.name, "dodas_state_dir": str(self.directory),
-                         "dodas_backend": self.backend, "ansible_connection": "local"}  # fmt: skip
+                         "dodas_backend": self.backend, "dodas_engine": self.engine,
+                         "ansible_connection": "local"}  # fmt: skip
         command = [_ansible(), "-i", inventory, str(ROOT / "playbooks" / f"{playbook}.yml")]
         if variables:
             command += ["-e", f"@{variables.resolve()}" if isinstance(variables, Path) else json.dumps(variables)]
@@ -124,38 +125,62 @@ class Deployment:
                 sys.stderr.write(done.stderr.decode(errors="replace"))
             return {"errors": [], "probes": {}, "phases": [], **store.read_json(report, {}), "status": done.returncode}
 
-    def ssh(self, host, *command):
-        """The argument list that runs a command on a host. Raises InputError for a host that it has not."""
+    def place(self, host):
+        """How apps run on a host (see places)."""
+        if _is_template(self):
+            if self.engine == "udocker":
+                return places.Udocker(str(self.directory / "hosts" / host))
+            return places.Podman()
+        variables = self._variables(host)
+        if variables.get("dodas_engine") == "udocker":
+            return places.Udocker(variables.get("dodas_root") or f"~/.local/share/dodas/hosts/{self.name}/{host}")
+        return places.Podman()
+
+    def ssh(self, host, *command, fresh=False):
+        """The argument list that runs a shell command on a host, or a shell. Raises InputError for a host that it has
+        not. fresh: not by a connection that is open still."""
         addresses = self.addresses()
         if not addresses.get(host):
             there = ", ".join(name for name, address in addresses.items() if address)
             raise InputError(f"deployment {self.name} has no host {host!r}: {there or 'it has none yet'}")
+        place = self.place(host)
+        text = place.shell(" ".join(command))
+        if self.is_plain:
+            return ["/bin/sh", "-c", f"exec {text}"]
         keys = self.directory / "ssh"
         options = ["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10"]
-        if self.sockets:
+        if fresh:
+            options += ["-o", "ControlPath=none"]
+        elif self.sockets:
             self.sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
             options += ["-o", "ControlMaster=auto", "-o", "ControlPersist=30", "-o", f"ControlPath={self.sockets}/%C"]
         if _is_template(self):
             options += ["-i", str(keys / "id_ed25519"), "-o", f"UserKnownHostsFile={keys / 'known_hosts'}",
                         "-o", "StrictHostKeyChecking=yes"]  # fmt: skip
         else:
-            variables = self._inventory()["_meta"]["hostvars"][host]
+            variables = self._variables(host)
             options += shlex.split(variables.get("ansible_ssh_common_args", ""))
             if "ansible_ssh_private_key_file" in variables:
                 options += ["-i", variables["ansible_ssh_private_key_file"]]
             options += ["-p", str(variables.get("ansible_port", 22))]
-        return ["ssh", *options, f"{self._user(host)}@{addresses[host]}", *command]
+        terminal = ["-t"] if text and not command else []
+        return ["ssh", *options, *terminal, f"{self._user(host)}@{addresses[host]}", *([text] if text else [])]
 
-    def ssh_as_root(self, host, *command):
-        """As `ssh`; a user other than root needs sudo without a password."""
-        if self._user(host) != "root":
-            command = ("sudo", "-n", "sh", "-c", shlex.quote(" ".join(command)))
-        return self.ssh(host, *command)
+    def ssh_as_root(self, host, *command, fresh=False):
+        """As `ssh`; a user other than root needs sudo without a password, but where apps need no root."""
+        return self.ssh(host, self.place(host).as_root(" ".join(command), self._user(host)), fresh=fresh)
+
+    @property
+    def is_plain(self):
+        """Whether its hosts are folders of this machine."""
+        return _is_template(self) and self.engine == "udocker"
 
     def _user(self, host):
-        if _is_template(self):
-            return "root"
-        return self._inventory()["_meta"]["hostvars"].get(host, {}).get("ansible_user", "root")
+        return "root" if _is_template(self) else self._variables(host).get("ansible_user", "root")
+
+    def _variables(self, host):
+        """What a plain inventory says of a host."""
+        return self._inventory()["_meta"]["hostvars"].get(host, {})
 
     def run(self, host, *command, data=None, timeout=60, check=True):
         """Run a command on a host as root, return what it printed (bytes when `data` is bytes). Raises DodasError."""
@@ -169,6 +194,11 @@ class Deployment:
             error = done.stderr if text else done.stderr.decode(errors="replace")
             raise DodasError(f"{host}: {error.strip() or f'{command[0]} failed with status {done.returncode}'}")
         return done.stdout
+
+    def execute(self, host, app, *words, user="", folder="", data=None, timeout=60):
+        """Run words in an app's container, return what they printed (bytes when `data` is bytes). Raises DodasError."""
+        options = {"user": user, "folder": folder, "stdin": data is not None}
+        return self.run(host, self.place(host).execute(app, *words, **options), data=data, timeout=timeout)
 
     def host_of(self, group):
         """The first host of a group. Raises DodasError."""

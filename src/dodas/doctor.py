@@ -80,14 +80,14 @@ def _ask(deployment, host, timeout, pool, authorities):
     question = {"pool": pool, "authorities": authorities}
     script = f"{Path(examine.__file__).read_text(encoding='utf-8')}\nanswer({question!r})\n"
     try:
-        ssh, *command = deployment.ssh_as_root(host, "python3", "-u", "-c", shlex.quote(LOADER))
+        # Not by a connection that is open still: whether one can be made is part of the question.
+        command = deployment.ssh_as_root(host, "python3", "-u", "-c", shlex.quote(LOADER), fresh=True)
     except DodasError as error:
         return error
-    # Not by a connection that is open still: whether one can be made is part of the question.
-    command = [ssh, "-o", "ControlPath=none", *command]
-    with tempfile.TemporaryFile("w+", errors="replace") as errors, subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
         deadline = threading.Timer(timeout, process.kill)
         deadline.start()
         try:
@@ -184,6 +184,7 @@ class Host:
 
     def __init__(self, deployment, name, answer, expected):
         self.deployment, self.name, self.answer, self.expected = deployment, name, answer, expected
+        self.place = deployment.place(name)
 
     def checks(self, pool, online):
         """All checks of the host. pool: names of hosts whose startd is in it, None where nobody knows; online: as
@@ -213,8 +214,8 @@ class Host:
             one = apps.get(app)
             if one is None:
                 return self._check("apps", False, f"{app} is not there", advice=again)
-            if one["unit"] in ("inactive", "failed"):  # systemd does not start it again by itself
-                start = self._ssh(f"systemctl start dodas-{app}")
+            if one["unit"] in ("inactive", "failed"):  # nobody starts it again
+                start = self._ssh(self.place.start(app))
                 return self._check("apps", False, f"{app} is stopped", advice=start)
         for app, one in apps.items():
             logs = self.deployment.command(f"logs {app} --host {self.name}")
@@ -256,7 +257,7 @@ class Host:
         return self._check("CA directory", True, span(left), left)
 
     def _renew(self):
-        return self._ssh("podman exec dodas-worker worker-renew --once --now --deadline 20")
+        return self._ssh(self.place.execute("worker", "worker-renew", "--once", "--now", "--deadline", "20"))
 
     def _proxy(self):
         proxy = self.answer["proxy"] or {"path": "its proxy", "ends": None, "lifetime": None}
@@ -272,7 +273,7 @@ class Host:
         trusted = self.answer["pool_trusts"]
         if not trusted or not online:
             return None
-        again = self._ssh("systemctl restart dodas-htcondor")
+        again = self._ssh(self.place.restart("htcondor"))
         good = next(iter(online.values())) in trusted  # those above it are not asked for
         return self._check("pool", good, "open" if good else "the collector does not trust the online CA", advice=again)
 

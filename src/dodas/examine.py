@@ -16,25 +16,28 @@ import sys
 import time
 
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
-APPS = "/etc/dodas/apps"
-STATES = "/run/dodas/apps"
-WORKER = "/etc/dodas/worker/renew.json"
-TLS = "/etc/dodas/*/tls.crt"
+# On a host without root, the folder that stands for its root.
+ROOT = os.environ.get("DODAS_HOST", "")
+RUNTIME = "udocker" if ROOT else "podman"
+APPS = ROOT + "/etc/dodas/apps"
+STATES = ROOT + "/run/dodas/apps"
+WORKER = ROOT + "/etc/dodas/worker/renew.json"
+TLS = ROOT + "/etc/dodas/*/tls.crt"
 GRID = "/etc/grid-security/certificates"
-POOL = "/var/lib/dodas/htcondor/ca.pem"
+POOL = ROOT + "/var/lib/dodas/htcondor/ca.pem"
 
 
 def examine(pool, authorities):
     """Everything about this host. pool: whether the collector is here, to be asked for its startds; authorities:
     {hash: fingerprint} of the online CA and those above it, None where nobody knows them."""
     config = _load(WORKER)
-    wanted = config.get("ca_directory")
+    wanted = ROOT + config["ca_directory"] if config.get("ca_directory") else None
     ours = GRID if any(os.path.exists(f"{GRID}/{one}.0") for one in authorities or ()) else None
     return {
         "apps": _apps(),
         "tls": {path.split("/")[-2]: _end(path) for path in sorted(glob.glob(TLS))},
         "proxy": config and {"path": config["output"], "lifetime": config.get("lifetime"),
-                             "ends": proxy_ends(config["output"])},
+                             "ends": proxy_ends(ROOT + config["output"])},
         "directories": {path: directory(path, authorities) for path in (wanted, ours) if path},
         "pool": _pool() if pool else None,
         "pool_trusts": fingerprints(POOL) if pool else None,
@@ -72,13 +75,28 @@ def _apps():
     for path in sorted(glob.glob(APPS + "/*.json")):
         app = os.path.basename(path)[: -len(".json")]
         state = _load(f"{STATES}/{app}.json")
-        active = _run("systemctl", "is-active", "dodas-" + app)[1].strip()
+        active = _state("dodas-" + app)
         found[app] = {"unit": active or "unknown", "health": state.get("state", "unknown"),
                       "output": state.get("output", ""), "said": ""}  # fmt: skip
         if state.get("state") != "passing" or active != "active":
-            last = ("--identifier", "dodas-" + app, "--lines", "1", "--output", "cat", "--no-pager")
-            found[app]["said"] = _run("journalctl", *last)[1].strip()[-200:]
+            found[app]["said"] = _said("dodas-" + app)[-200:]
     return found
+
+
+def _state(program):
+    """Whether it runs, in systemd's words."""
+    if not ROOT:
+        return _run("systemctl", "is-active", program)[1].strip()
+    words = _run("supervisorctl", "status", program)[1].split()
+    known = {"RUNNING": "active", "STARTING": "activating", "STOPPED": "inactive", "FATAL": "failed"}
+    return known.get(words[1] if len(words) > 1 else "", "activating")
+
+
+def _said(program):
+    """The last line that it logged."""
+    if not ROOT:
+        return _run("journalctl", "--identifier", program, "--lines", "1", "--output", "cat", "--no-pager")[1].strip()
+    return _run("tail", "-n", "1", ROOT + "/var/log/" + program + ".log")[1].strip()
 
 
 def _seconds(text):
@@ -156,5 +174,5 @@ def _look(kind, *options):
 
 def _pool():
     """Machines whose startd the collector knows; None where it cannot be asked."""
-    status, output = _run("podman", "exec", "dodas-htcondor", "condor_status", "-startd", "-af", "Machine")
+    status, output = _run(RUNTIME, "exec", "dodas-htcondor", "condor_status", "-startd", "-af", "Machine")
     return None if status else sorted({line.split(".")[0] for line in output.split()})

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dodas.errors import DodasError, InputError
 
 JOBS = "/var/lib/dodas/htcondor/jobs"
+OWNER = "dodas"  # user of the image
 CONDITIONS = "/var/lib/dodas/conditions"
 CONDITIONS_URL = "http://conditions.service.consul:8088"
 STATES = {1: "idle", 2: "running", 3: "removed", 4: "completed", 5: "held", 6: "transferring", 7: "suspended"}
@@ -78,9 +79,9 @@ class Batch:
         arguments = []
         if self.file.publish:
             origin = self.deployment.host_of("conditions")
-            self._copy(origin, self.folder / self.file.publish, f"{CONDITIONS}/{self.name}", "0:0")
+            self._copy(origin, "conditions", self.folder / self.file.publish, f"{CONDITIONS}/{self.name}")
             arguments.append(f"conditions_url={CONDITIONS_URL}/{self.name}")
-        self._copy(self.front, self.folder, self.remote, "2000:2000")
+        self._copy(self.front, "htcondor", self.folder, self.remote, OWNER)
         submit = shlex.join(["condor_submit", "-terse", *arguments, self.file.submit])
         printed = self._condor(f"mkdir -p {shlex.quote(self.file.outputs)} && {submit}")
         found = re.search(r"^(\d+)\.(\d+) - \d+\.(\d+)$", printed, re.M)
@@ -122,8 +123,8 @@ class Batch:
 
     def fetch(self):
         """Copy the outputs back into the folder; returns where they are."""
-        data = self.deployment.run(self.front, f"tar -C {shlex.quote(self.remote)} -c {shlex.quote(self.file.outputs)}",
-                                   data=b"", timeout=600)  # fmt: skip
+        words = ("tar", "-C", self.remote, "-c", self.file.outputs)
+        data = self.deployment.execute(self.front, "htcondor", *words, data=b"", timeout=600)
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             archive.extractall(self.folder, filter="data")
         return self.folder / self.file.outputs
@@ -142,27 +143,25 @@ class Batch:
         return [(int(words[0]), words[1].strip('"') if len(words) > 1 else "") for words in lines]
 
     def _condor(self, command):
-        inside = shlex.join(["sh", "-c", command])
-        where = shlex.quote(self.remote)
-        return self.deployment.run(self.front, f"podman exec -u dodas -w {where} dodas-htcondor {inside}")
+        return self.deployment.execute(self.front, "htcondor", "sh", "-c", command, user=OWNER, folder=self.remote)
 
-    def _copy(self, host, source, target, owner):
-        """Copy a folder to a host as a whole, without what an earlier run brought back."""
+    def _copy(self, host, app, source, target, owner=""):
+        """Copy a folder into an app's state as a whole, without what an earlier run brought back."""
         leave_out = {self.file.outputs, "__pycache__"}
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             archive.add(source, ".", filter=lambda one: None if {*Path(one.name).parts[:1]} & leave_out else one)
         where = shlex.quote(target)
-        script = f"mkdir -p {where} && tar -C {where} --no-same-owner -x && chown -R {owner} {where}"
-        self.deployment.run(host, script, data=buffer.getvalue(), timeout=600)
+        script = f"mkdir -p {where} && tar -C {where} --no-same-owner -x"
+        script += f" && chown -R {owner}: {where}" if owner else ""
+        self.deployment.execute(host, app, "sh", "-c", script, data=buffer.getvalue(), timeout=600)
 
 
 def queue(deployment):
     """The jobs of all users that are in the queue: [{id, owner, state, host, command}]."""
     attributes = "ClusterId ProcId Owner JobStatus RemoteHost Cmd"
-    printed = deployment.run(
-        deployment.host_of("htcondor"), f"podman exec dodas-htcondor condor_q -allusers -af {attributes}"
-    )
+    words = ("condor_q", "-allusers", "-af", *attributes.split())
+    printed = deployment.execute(deployment.host_of("htcondor"), "htcondor", *words)
     found = []
     for line in printed.splitlines():
         cluster, process, owner, state, host, command = line.split(maxsplit=5)

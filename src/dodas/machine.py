@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the backend `local` needs of this machine: root, and a few Debian packages."""
+"""What the backend `local` needs of this machine: root and a few Debian packages, or with engine `udocker` neither."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ from dodas.deployments import ROOT
 from dodas.errors import DodasError
 
 PACKAGES = ("podman", "crun", "netavark", "aardvark-dns", "iptables", "nftables", "mmdebstrap", "openssh-client")
+
+
+def choose_engine(yes):
+    """The engine for a new deployment: udocker where podman or root is missing, unless somebody says no."""
+    if os.geteuid() != 0:
+        lacks = "root"
+    elif not shutil.which("podman") and not shutil.which("dpkg-query"):
+        lacks = "podman"
+    else:
+        return "podman"
+    if not yes and sys.stdin.isatty():
+        question = f"{lacks} is missing: run everything as one plain user with engine udocker?"
+        return "udocker" if click.confirm(question, default=True) else "podman"
+    click.echo(f"dodas: {lacks} is missing: everything runs as one plain user with engine udocker", err=True)
+    return "udocker"
 
 
 def become_root():

@@ -33,6 +33,10 @@ def status(found):
         cpus, memory = f"{slot['used_cpus']} of {slot['cpus']} used", f"{slot['memory_mb']} MB"
         slots.add_row(slot["machine"], cpus, memory, str(slot["jobs"]))
     console.print(slots)
+    if found["unkept"]:
+        hosts = ", ".join(found["unkept"])
+        console.print(f"[yellow]after a reboot nothing starts {hosts}[/]: ./dodas up does "
+                      "(loginctl enable-linger or a crontab would)")  # fmt: skip
 
 
 def how_to(found):

@@ -26,7 +26,11 @@ options:
         type: str
         default: "0644"
       owner:
-        description: The file's user.
+        description: The file's user; when empty, the one who runs the task.
         type: str
         default: root
+      in_place:
+        description: Write the file without replacing it, as one must be that is mounted somewhere by itself.
+        type: bool
+        default: false
 """

@@ -206,6 +206,8 @@ class InventoryModule(BaseInventoryPlugin):
                 "ansible_host": known.get("address"),
                 "ansible_port": known.get("port"),
                 "ansible_user": known.get("user"),
+                "ansible_connection": known.get("connection"),
+                "ansible_python_interpreter": known.get("python"),
             }
             self._set(host.name, {key: value for key, value in variables.items() if value is not None})
 

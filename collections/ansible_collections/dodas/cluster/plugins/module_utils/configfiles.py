@@ -15,16 +15,20 @@ from pathlib import Path
 
 @dataclass
 class ConfigFile:
-    """A file as it shall be; `owner` is a user's name, its group is the user's own."""
+    """A file as it shall be; `owner` is a user's name, its group is the user's own; empty: whoever runs this.
+
+    `in_place`: written without being replaced, as a file must be that is mounted somewhere by itself.
+    """
 
     path: Path
     content: str
     mode: int = 0o644
     owner: str = "root"
+    in_place: bool = False
 
     @classmethod
     def parse(cls, given):
-        """From {path, content, mode as octal text, owner}. Raises ValueError that names the path."""
+        """From {path, content, mode as octal text, owner, in_place}. Raises ValueError that names the path."""
         path = Path(given["path"])
         if not path.is_absolute():
             raise ValueError(f"{path}: the path must be absolute")
@@ -32,13 +36,15 @@ class ConfigFile:
         # Without its zero it may be a decimal number that YAML made of an octal one.
         if not re.fullmatch("0[0-7]{3,4}", mode):
             raise ValueError(f"{path}: mode {mode!r} is not octal text such as '0644'")
-        return cls(path, given["content"], int(mode, 8), given.get("owner") or "root")
+        owner = given.get("owner", "root")
+        in_place = bool(given.get("in_place"))
+        return cls(path, given["content"], int(mode, 8), "root" if owner is None else owner, in_place)
 
     def differs(self):
         """Whether the file on disk is another."""
         try:
             found = self.path.stat()
-            user = pwd.getpwnam(self.owner)
+            user = self._user()
         except (FileNotFoundError, KeyError):
             return True
         same = (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (self.mode, user.pw_uid, user.pw_gid)
@@ -61,10 +67,13 @@ class ConfigFile:
     def write(self):
         """Write the file, all or nothing; raises LookupError for an owner that does not exist."""
         try:
-            user = pwd.getpwnam(self.owner)
+            user = self._user()
         except KeyError:
             raise LookupError(f"{self.path}: there is no user {self.owner}") from None
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.in_place:
+            self._overwrite(user)
+            return
         handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         try:
             with os.fdopen(handle, "wb") as stream:
@@ -76,6 +85,12 @@ class ConfigFile:
             os.unlink(temporary)
             if exc.errno != errno.EBUSY:
                 raise
-            self.path.write_bytes(self.content.encode())  # a mount: it can be written, not replaced
-            os.chown(self.path, user.pw_uid, user.pw_gid)
-            self.path.chmod(self.mode)
+            self._overwrite(user)  # a mount: it can be written, not replaced
+
+    def _overwrite(self, user):
+        self.path.write_bytes(self.content.encode())
+        os.chown(self.path, user.pw_uid, user.pw_gid)
+        self.path.chmod(self.mode)
+
+    def _user(self):
+        return pwd.getpwnam(self.owner) if self.owner else pwd.getpwuid(os.geteuid())

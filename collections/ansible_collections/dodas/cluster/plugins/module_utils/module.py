@@ -18,6 +18,7 @@ FILES = {
         "content": {"type": "str", "required": True, "no_log": False},
         "mode": {"type": "str", "default": "0644"},
         "owner": {"type": "str", "default": "root"},
+        "in_place": {"type": "bool", "default": False},
     },
 }
 

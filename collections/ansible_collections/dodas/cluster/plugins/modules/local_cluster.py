@@ -7,14 +7,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: local_cluster
-short_description: Hosts of a deployment as containers on this machine
+short_description: Hosts of a deployment on this machine
 version_added: 0.1.0
 description:
   - Makes hosts that run systemd and sshd in containers, on a network of the deployment, and removes them.
   - Works on machines with cgroup v2 and on those with hybrid control groups and few capabilities.
+  - With O(engine=udocker), a host is a folder with an address on the loopback, and no root is needed.
   - Nothing without the label of the deployment is touched.
 author: [The dodas developers (@dodas)]
-requirements: [podman, root]
+requirements: [podman and root for O(engine=podman)]
 extends_documentation_fragment: [dodas.cluster.attributes, dodas.cluster.attributes.diff]
 options:
   name:
@@ -39,12 +40,17 @@ options:
       mem_mb:
         description: Memory in MB that the host may use, where the machine can limit it.
         type: int
+  engine:
+    description: What runs apps on the hosts.
+    type: str
+    choices: [podman, udocker]
+    default: podman
   image:
-    description: The image of the hosts.
+    description: The image of the hosts, for O(engine=podman).
     type: str
     default: localhost/dodas/host:latest
   timeout:
-    description: Seconds within which every sshd must answer.
+    description: Seconds within which every sshd must answer, for O(engine=podman).
     type: int
     default: 120
   state:
@@ -78,7 +84,9 @@ plan:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment
+from ansible_collections.dodas.cluster.plugins.module_utils.engine.app import EngineError
 from ansible_collections.dodas.cluster.plugins.module_utils.local.cluster import LocalCluster
+from ansible_collections.dodas.cluster.plugins.module_utils.local.plain import PlainCluster
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman, PodmanError
 
 
@@ -93,6 +101,7 @@ def main():
             "name": {"type": "str", "required": True},
             "state_dir": {"type": "path"},
             "hosts": {"type": "list", "elements": "dict", "options": host},
+            "engine": {"type": "str", "choices": ["podman", "udocker"], "default": "podman"},
             "image": {"type": "str", "default": "localhost/dodas/host:latest"},
             "timeout": {"type": "int", "default": 120},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -103,9 +112,14 @@ def main():
     parameters = module.params
     wanted = parameters["hosts"] if parameters["state"] == "present" else []
     try:
-        podman = Podman(deployment.home())
-        podman.configure()
-        cluster = LocalCluster(parameters["name"], parameters["state_dir"] or "/nonexistent", podman)
+        if parameters["engine"] == "udocker":
+            state_dir = parameters["state_dir"] or deployment.deployment_dir(parameters["name"])
+            cluster, more = PlainCluster(parameters["name"], state_dir), ()
+        else:
+            podman = Podman(deployment.home())
+            podman.configure()
+            cluster = LocalCluster(parameters["name"], parameters["state_dir"] or "/nonexistent", podman)
+            more = (parameters["image"], parameters["timeout"])
         before = sorted(cluster.found())
         plan = cluster.plan(wanted)
         result = {
@@ -118,11 +132,11 @@ def main():
         }
         if not module.check_mode:
             if parameters["state"] == "present":
-                result["hosts"] = cluster.apply(wanted, parameters["image"], parameters["timeout"])
+                result["hosts"] = cluster.apply(wanted, *more)
             else:
                 result["changed"] = bool(cluster.remove()) or result["changed"]
         module.exit_json(**result)
-    except (OSError, ValueError, PodmanError) as exc:
+    except (OSError, ValueError, PodmanError, EngineError) as exc:
         module.fail_json(msg=str(exc))
 
 

@@ -11,7 +11,8 @@ short_description: Wait until probes hold
 version_added: 0.1.0
 description:
   - Runs probes again and again until each has held once, or the deadline passes.
-  - A probe is a command that exits with status 0 and whose output matches, run on the host.
+  - A probe is a command that exits with status 0 and whose output matches, or a URL that answers with what matches.
+    Both are tried from the host.
 author: [The dodas developers (@dodas)]
 extends_documentation_fragment: [dodas.cluster.attributes.info]
 options:
@@ -26,10 +27,25 @@ options:
         type: str
         required: true
       command:
-        description: The command as a list of words.
+        description: The command as a list of words. Its first may begin with C(~), the user's home.
         type: list
         elements: str
-        required: true
+      url:
+        description: The URL, instead of a command. What is matched are the answer's headers and its body.
+        type: str
+      authorities:
+        description: File with the authorities that the certificate of O(probes[].url) is checked against; the host's
+          when it is empty.
+        type: str
+        default: ""
+      proxy:
+        description: URL of the proxy that is asked for O(probes[].url).
+        type: str
+        default: ""
+      resolve:
+        description: Addresses of names that the host cannot look up.
+        type: dict
+        default: {}
       expect:
         description: A regular expression that the output must contain. Its first group, if any, is shown as the result.
         type: str
@@ -90,13 +106,24 @@ from ansible_collections.dodas.cluster.plugins.module_utils import probes
 def main():
     probe = {
         "name": {"type": "str", "required": True},
-        "command": {"type": "list", "elements": "str", "required": True},
+        "command": {"type": "list", "elements": "str"},
+        "url": {"type": "str"},
+        "authorities": {"type": "str", "default": ""},
+        "proxy": {"type": "str", "default": ""},
+        "resolve": {"type": "dict", "default": {}},
         "expect": {"type": "str", "default": ""},
         "detail": {"type": "str", "default": ""},
     }
     module = AnsibleModule(
         argument_spec={
-            "probes": {"type": "list", "elements": "dict", "options": probe, "required": True},
+            "probes": {
+                "type": "list",
+                "elements": "dict",
+                "options": probe,
+                "required": True,
+                "required_one_of": [("command", "url")],
+                "mutually_exclusive": [("command", "url")],
+            },
             "timeout": {"type": "int", "default": 60},
         },
         supports_check_mode=True,

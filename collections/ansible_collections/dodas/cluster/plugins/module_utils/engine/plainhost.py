@@ -32,8 +32,7 @@ from pathlib import Path
 from ansible_collections.dodas.cluster.plugins.module_utils.configfiles import ConfigFile
 from ansible_collections.dodas.cluster.plugins.module_utils.engine import app as engine
 from ansible_collections.dodas.cluster.plugins.module_utils.engine.app import EngineError
-from ansible_collections.dodas.cluster.plugins.module_utils.udocker import reference
-from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import NotFound
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker import errors, reference, userns
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.store import Store
 
 SOCKET_PATH = 90  # bytes; a socket's path may have 107, and the supervisor makes it under a longer name first
@@ -73,6 +72,19 @@ class PlainHost:
         """The path of the file with what a program of the supervisor said."""
         return self.root / "var/log" / f"{program}.log"
 
+    @staticmethod
+    def ids():
+        """ "subids" where users of containers are real ones, "one" where all are the host's user. Raises EngineError
+        where this machine lets nobody run containers without root."""
+        found = userns.mapped()
+        if found != "none" or shutil.which("proot"):
+            return "one" if found == "none" else found
+        try:
+            userns.call(os.getpid, strict=True)
+        except errors.Error as exc:
+            raise EngineError(str(exc)) from exc
+        return userns.mapped()
+
     # Making and removing it
 
     def files(self, consul=""):
@@ -88,7 +100,7 @@ class PlainHost:
             "start": f'{home}\nunset {" ".join(_SESSION)}\nmkdir -p -m 700 {self.run_dir.parent} {self.run_dir}\n'
                      f'{supervisor}.supervisord -c {self.config} "$@"',
             "shell": f"{home}\nexport PATH={self.root}/bin:$PATH\ncd {self.root}\n"
-                     'exec "$@"',
+                     '[ $# -gt 0 ] || set -- "${SHELL:-/bin/sh}"\nexec "$@"',
         }  # fmt: skip
         consul = f" --consul {consul}" if consul else ""
         config = f"""\
@@ -130,8 +142,7 @@ files={self.programs}/*.conf
 
     def make_folders(self):
         """The folders of the host, for its user alone."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        self.root.chmod(0o711)  # users of containers have ids of their own, and pass through
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for one in (self.programs, engine.records(self.root), engine.states_folder(self.root), self.root / "var/log",
                     self.root / "var/lib/dodas", self.lib, self.store):  # fmt: skip
             one.mkdir(parents=True, exist_ok=True)
@@ -222,8 +233,6 @@ files={self.programs}/*.conf
         """Remove a folder, and in it what belongs to users of containers."""
         path = Path(path)
         if path.exists():
-            from ansible_collections.dodas.cluster.plugins.module_utils.udocker import userns
-
             userns.call(_remove_tree, str(path))
             shutil.rmtree(path, ignore_errors=True)
         if path.exists():
@@ -317,7 +326,7 @@ WantedBy=default.target
         """The digest of an image's configuration; None without such an image."""
         try:
             return Store(str(self.store)).image(reference.parse(name).name).config
-        except NotFound:
+        except errors.NotFound:
             return None
 
     def _control(self, *arguments, check=True, timeout=60):
