@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import resource
@@ -19,13 +20,15 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from udocker_images import many_image, python_image
+
+from udocker_images import debian_root, layer, many_files, member, oci
 from udocker_people import Person
 from udocker_registry import Registry
 
@@ -54,6 +57,55 @@ TARGETS = [
     ("python loop, cpu", "native", None, 1.05),
 ]
 DIRECTORY_TARGETS = [("find over 50,000 files", 1.3), ("stat of 50,000 files", 1.3)]
+
+
+PODMAN_CONFIGURATION = """
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+pids_limit = 0
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+"""
+SCRIPTS = {
+    "stat.py": """
+import os
+for folder, _folders, files in os.walk("/opt/many"):
+    for name in files:
+        os.stat(os.path.join(folder, name))
+""",
+    "imports.py": f"""
+import sys
+sys.path.insert(0, "/opt/modules"); sys.dont_write_bytecode = True
+for number in range({MODULES}):
+    __import__(f"module_{{number}}")
+""",
+}
+
+
+def base_layers():
+    """A Debian root with Python, in five layers, as images come that were built in steps."""
+    parts = {"usr/share": [], "usr/lib": [], "usr/bin": [], "var": [], "": []}
+    with tarfile.open(debian_root(packages=("python3-minimal",))) as archive:
+        for info in archive:
+            name = info.name[2:] if info.name.startswith("./") else info.name
+            content = archive.extractfile(info).read() if info.isreg() else b""
+            # A hard link has to be in the layer of what it links to.
+            place = info.linkname[2:] if info.islnk() else name
+            parts[next(part for part in parts if place.startswith(part))].append((info, content))
+    return [layer(*parts[name]) for name in ("", "usr/lib", "usr/bin", "usr/share", "var")]
+
+
+def many_layer(root):
+    """50,000 small files, 1,500 modules and the scripts that go through them."""
+    modules = layer(
+        member("opt/modules/"),
+        *(member(f"opt/modules/module_{n}.py", f"value = {n}\n") for n in range(MODULES)),
+        member("opt/bench/"),
+        *(member(f"opt/bench/{name}", text.replace("/opt/", f"{root}/opt/")) for name, text in SCRIPTS.items()),
+    )
+    return [many_files(FILES, "opt/many"), modules]
 
 
 class Tool:
@@ -114,9 +166,7 @@ class Podman(Tool):
     def __init__(self, person, home):
         # This machine may lack what podman's defaults ask for; none of it makes podman slower.
         configuration = Path(home) / "containers.conf"
-        configuration.write_text(
-            '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\npids_limit = 0\n'
-            '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n', encoding="utf-8")  # fmt: skip
+        configuration.write_text(PODMAN_CONFIGURATION, encoding="utf-8")
         super().__init__(
             "podman", person, home, ["podman", f"--root={home}/podman", f"--runroot={home}/podman-run"],
             ["--network=host", "--cgroups=disabled"], {"CONTAINERS_CONF": str(configuration)},
@@ -187,10 +237,13 @@ def one_round(figures, make_tools, registry, folder, person):
             note("rm of a container of 50,000 files", tool.name, tool.remove(tool.create(many)[0]))
 
 
-def native_round(figures, tree, folder, person):
+def native_round(figures, folder, person):
     """The same commands on the same files without any container."""
     with file_system(folder, person) as home:
-        subprocess.run(["cp", "-a", tree, home / "tree"], check=True)
+        (home / "tree").mkdir()
+        for content in many_layer(f"{home}/tree"):
+            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                archive.extractall(home / "tree", filter="data")
         subprocess.run(["chown", "-R", f"{person.uid}:{person.gid}", home / "tree"], check=True)
         _settle()
         tool = Tool("native", person, home, ["/usr/bin/env"])
@@ -265,9 +318,9 @@ def main():
         subprocess.run([sys.executable, "-m", "ansible_collections.dodas.cluster.plugins.module_utils.udocker.bundle",
                         program], check=True)  # fmt: skip
         with Registry(folder / "registry") as registry:
-            registry.push(python_image(folder / "images"), "base")
-            tree = folder / "tree"
-            registry.push(many_image(folder / "images", files=FILES, modules=MODULES, tree=tree), "many")
+            base = base_layers()
+            registry.push(oci(folder / "base", base, name="base:latest"), "base")
+            registry.push(oci(folder / "many", [*base, *many_layer("")], name="many:latest"), "many")
             makers = [
                 lambda home: Ours(person, home, program, "overlay"),
                 lambda home: Ours(person, home, program, "directory"),
@@ -279,7 +332,7 @@ def main():
             for number in range(options.rounds):
                 console.print(f"round {number + 1} of {options.rounds}, load {os.getloadavg()[0]:.1f}")
                 one_round(figures, makers, registry, folder, person)
-                native_round(figures, tree, folder, person)
+                native_round(figures, folder, person)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return 1 if show(figures, console) else 0
