@@ -686,7 +686,9 @@ def materialise(container):
         return root
     state = container.state()
     if state["status"] == "running" and state.get("running"):
-        return f"/proc/{state['running']['pid']}/root"
+        from .ports import visible
+
+        return f"/proc/{visible(state['running'])}/root"
     with container.locked("make a plain tree of"):
         if container.is_running():
             raise Error(f"container {container.name} was started meanwhile")
@@ -745,7 +747,7 @@ def inspect(container):
             "Paused": False,
             "Restarting": status == "restarting",
             "Dead": False,
-            "Pid": engine_state.get("pid", 0) if running else 0,
+            "Pid": engine_state.get("shown", 0) if running else 0,
             "ExitCode": state.get("code") or 0,
             "Error": state.get("error") or "",
             "StartedAt": timestamp(state.get("started") or 0),

@@ -16,6 +16,7 @@ FULL = 1 << 20  # bytes that wait for one who is attached; the container waits f
 QUICK = 10.0  # seconds: a container that ran longer is started again at once
 LONGEST_PAUSE = 60.0
 DRAIN = 2.0  # seconds that output may come after the container has ended
+_PR_SET_NAME = 15
 ANSWER = 300.0  # seconds until a command must have been executed
 
 
@@ -58,17 +59,17 @@ def _become(container, make_spec, options, writer, holder, client, ports):
     """The monitor's life."""
     import traceback
 
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
     from . import linux
 
-    keep = [one for one in (writer, holder, client) if one is not None] + (ports.descriptors() if ports else [])
-    linux.close_from(3, keep)
-    linux.prctl(linux.PR_SET_NAME, _name())
-    os.chdir("/")
     monitor = None
     try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        keep = [one for one in (writer, holder, client) if one is not None] + (ports.descriptors() if ports else [])
+        linux.close_from(3, keep)
+        linux.prctl(_PR_SET_NAME, _name())
+        os.chdir("/")
         monitor = Monitor(container, make_spec, options, ports)
         if client is not None:
             monitor.attach(client)
@@ -238,7 +239,8 @@ class Monitor:
             theirs.append(stdin)
             stdio = (stdin, out_theirs, err_theirs)
         try:
-            self.running = self.container.engine().start(spec, stdio)
+            ready = self.ports.connect if self.ports else None
+            self.running = self.container.engine().start(spec, stdio, ready)
         except BaseException:
             for descriptor in ours:
                 os.close(descriptor)
@@ -299,6 +301,8 @@ class Monitor:
         os.close(writer)
         if self.health:
             self.health.close()
+        if self.ports:
+            self.ports.ended()
         for descriptor in {*self.sources, *(() if self.input is None else (self.input,))}:
             self._forget(descriptor)
             os.close(descriptor)

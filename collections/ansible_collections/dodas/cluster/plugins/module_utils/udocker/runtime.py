@@ -176,7 +176,8 @@ def foreground(container, argv, options, note=say, fresh=False):
     if options["tty"] and options["interactive"] and not terminal.is_terminal(0):
         raise Error("the input device is not a TTY: leave out -t, or -i", 1)
     logged = options["log_driver"] not in ("", "none")
-    if options["tty"] or logged or publishes(container, options) or _policy(options) != "no":
+    kept = publishes(options) or options["network"] not in ("", "host", "none") or _policy(options) != "no"
+    if options["tty"] or logged or kept:
         return _attended(container, argv, options, note)
     from .options import build
 
@@ -284,7 +285,7 @@ def background(container, argv, options, note=say, client=None):
             raise Error(f"container {container.name} is running already", 125)
         containers._unlink(container.path("stop"))
         published = None
-        if publishes(container, options) or network_of(options) == "private":
+        if publishes(options) or network_of(options) == "private":
             from . import ports
 
             published = ports.publish(container, options, note)
@@ -297,6 +298,9 @@ def background(container, argv, options, note=say, client=None):
                 said.append(True)
                 return spec
 
+            if published and published.nameserver() and not options["dns"]:
+                options["dns"] = [published.nameserver()]
+
             make_spec()
             monitor.launch(container, make_spec, options, holder, client, published)
         finally:
@@ -308,7 +312,7 @@ def _silent(_text):
     pass
 
 
-def publishes(container, options):
+def publishes(options):
     return bool(options["publish"] or options["publish_all"])
 
 
@@ -405,7 +409,7 @@ def execute(container, argv, options=None, note=say):
 def _execute_on_terminal(engine, where, spec, options):
     from . import terminal
 
-    master, slave = terminal.open_in(where["pid"])
+    master, slave = terminal.open_in(where)
     size = terminal.window(0) or terminal.window(1) or (24, 80)
     terminal.set_window(master, *size)
     os.set_inheritable(slave, True)
@@ -691,8 +695,11 @@ def top(container):
     state = container.state()
     if state["status"] != "running" or not state.get("running"):
         raise Error(_not_running(container, state))
-    first = state["running"]["pid"]
-    space = _readlink(f"/proc/{first}/ns/pid")
+    from .ports import visible
+
+    running = state["running"]
+    first = running["shown"]
+    space = _readlink(f"/proc/{visible(running)}/ns/pid")
     alone = space and space != _readlink("/proc/self/ns/pid")
     table = {}
     for name in os.listdir("/proc"):
@@ -702,7 +709,7 @@ def top(container):
                 table[entry["pid"]] = entry
     found = []
     for pid, entry in sorted(table.items()):
-        if (_readlink(f"/proc/{pid}/ns/pid") == space) if alone else _descends(table, pid, first):
+        if (pid == first or _readlink(f"/proc/{pid}/ns/pid") == space) if alone else _descends(table, pid, first):
             found.append(entry)
     return found
 

@@ -54,10 +54,13 @@ def _little():
     return sys.byteorder == "little"
 
 
-def open_in(pid):
-    """(master, slave) of a terminal of the container of process `pid`, where it has a name; else of this host's."""
+def open_in(running):
+    """(master, slave) of a terminal of a running container, where it has a name; else of this host's."""
     import fcntl
 
+    from .ports import visible
+
+    pid = visible(running)
     try:
         master = os.open(f"/proc/{pid}/root/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:

@@ -151,7 +151,7 @@ def _spawn(flags, ids, main, keep, attached):
         if not pid:
             os.close(write_mapped)
             os.close(ready)
-            _child(mapped_, write_ready, flags, ids, main, keep, attached)
+            _child(mapped_, write_ready, ids, main, keep, attached)
         os.close(write_ready)
         write_ready = -1
         try:
@@ -203,7 +203,7 @@ def fork(flags):
     return pid
 
 
-def _child(mapped_, ready, flags, ids, main, keep, attached):
+def _child(mapped_, ready, ids, main, keep, attached):
     """The child's whole life."""
     status = 125
     try:
@@ -219,8 +219,6 @@ def _child(mapped_, ready, flags, ids, main, keep, attached):
             os.write(ready, b"%d" % exc.errno)
             return
         os.write(ready, b"0")  # fails when the parent has died meanwhile
-        if flags & linux.CLONE_NEWPID:
-            hide()
         if keep is None:
             os.close(mapped_)
             os.close(ready)

@@ -61,7 +61,7 @@ class Namespaced:
         os.close(go)
         try:
             running = process.Running(pid, self.name, shown)
-            _remember(spec.directory, running)
+            process.remember(spec.directory, running)
             if ready:
                 ready(running)
             os.write(write_go, b"1")
@@ -82,6 +82,7 @@ class Namespaced:
             if not os.read(go, 1):
                 os._exit(125)
             os.close(go)
+            userns.hide()  # until now nobody was here, and `ready` could look at the namespaces
             if not spec.init:
                 process.execute(spec, stdio, report, ids, user)
             child = os.fork()
@@ -159,7 +160,7 @@ class Namespaced:
             os.chroot(".")
             work()
 
-        running = remembered(directory)
+        running = process.remembered(directory)
         import pickle  # noqa: F401 - inside, nothing can be imported
 
         try:
@@ -229,7 +230,7 @@ def _join(shown, main, attached=True):
 def _namespaces(shown):
     """Descriptors of the namespaces of a container whose process 1 is `shown`, the mount namespace first."""
     # Process 1 is hidden (userns.hide): another of the container stands for it.
-    for number in (shown, *_children(shown)):
+    for number in (shown, *process.children(shown)):
         opened = []
         try:
             for kind in ("mnt", "pid", "ipc", "uts", "net"):
@@ -244,53 +245,8 @@ def _namespaces(shown):
     raise Error(f"the container of process {shown} cannot be entered: it is another user's, or ends", 125)
 
 
-def _children(shown):
-    try:
-        with open(f"/proc/{shown}/task/{shown}/children", "rb") as source:
-            return [int(word) for word in source.read().split()]
-    except OSError:
-        pass
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/stat", "rb") as source:
-                if int(source.read().rpartition(b")")[2].split()[1]) == shown:
-                    found.append(int(name))
-        except OSError:
-            pass
-    return found
-
-
 def _forget_imports():
     """Let no file of the container be taken for a module."""
     import sys
 
     sys.meta_path[:] = [one for one in sys.meta_path if getattr(one, "__name__", "") != "PathFinder"]
-
-
-def _remember(directory, running):
-    """Keep beside the container which process it is, so that nobody mounts its files a second time."""
-    path = os.path.join(directory, "running")
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="ascii") as target:
-        target.write(f"{running.pid} {running.shown} {running.start} {running.engine} {_boot()}\n")
-    os.replace(temporary, path)
-
-
-def remembered(directory):
-    """As Running.as_dict(), of the process of the container in `directory`; None when it has ended."""
-    try:
-        with open(os.path.join(directory, "running"), encoding="ascii") as source:
-            pid, shown, start, engine, boot = source.read().split()
-        found = {"pid": int(pid), "shown": int(shown), "start": int(start), "engine": engine}
-    except (OSError, ValueError):
-        return None
-    return found if boot == _boot() and process.alive(found) else None
-
-
-def _boot():
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as source:
-            return source.read().strip()
-    except OSError:
-        return "-"

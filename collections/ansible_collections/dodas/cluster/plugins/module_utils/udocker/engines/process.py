@@ -35,14 +35,14 @@ class Running:
     def wait(self):
         """Its exit code, 128+n if signal n ended it; waits."""
         if self.code is None:
-            self.code = _code(os.waitpid(self.pid, 0)[1])
+            self.code = code_of(os.waitpid(self.pid, 0)[1])
         return self.code
 
     def poll(self):
         """Its exit code, or None while it runs."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = _code(status) if pid else None
+            self.code = code_of(status) if pid else None
         return self.code
 
     def kill(self, number=signal.SIGKILL):
@@ -66,8 +66,55 @@ def alive(running):
     return bool(running) and started(running["shown"]) == running["start"] is not None
 
 
-def _code(status):
+def code_of(status):
+    """An exit code of a wait status: 128+n for signal n."""
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def children(shown):
+    """The pids of a process's children, the oldest first."""
+    try:
+        with open(f"/proc/{shown}/task/{shown}/children", "rb") as source:
+            return [int(word) for word in source.read().split()]
+    except OSError:
+        pass
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as source:
+                if int(source.read().rpartition(b")")[2].split()[1]) == shown:
+                    found.append(int(name))
+        except OSError:
+            pass
+    return found
+
+
+def remember(directory, running):
+    """Keep beside the container which process it is, so that nobody mounts its files a second time."""
+    path = os.path.join(directory, "running")
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", encoding="ascii") as target:
+        target.write(f"{running.pid} {running.shown} {running.start} {running.engine} {_boot()}\n")
+    os.replace(temporary, path)
+
+
+def remembered(directory):
+    """As Running.as_dict(), of the process of the container in `directory`; None when it has ended."""
+    try:
+        with open(os.path.join(directory, "running"), encoding="ascii") as source:
+            pid, shown, start, engine, boot = source.read().split()
+        found = {"pid": int(pid), "shown": int(shown), "start": int(start), "engine": engine}
+    except (OSError, ValueError):
+        return None
+    return found if boot == _boot() and alive(found) else None
+
+
+def _boot():
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as source:
+            return source.read().strip()
+    except OSError:
+        return "-"
 
 
 class Report:
@@ -248,4 +295,4 @@ def watch(child):
             if not pid:
                 break
             if pid == child:
-                os._exit(_code(status))
+                os._exit(code_of(status))
