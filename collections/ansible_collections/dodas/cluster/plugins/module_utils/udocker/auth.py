@@ -12,7 +12,7 @@ import threading
 import time
 
 from .errors import Error
-from .http import Unreachable, basic, shown
+from .http import Unreachable, basic, origin, shown
 from .reference import ALIASES, CREDENTIALS_KEY, DEFAULT_REGISTRY, ENDPOINT
 
 LIFETIME = 60.0  # seconds that a token lives that does not say
@@ -132,12 +132,12 @@ class Authorizer:
                 return True
             for scheme, fields in offered:
                 if scheme == "bearer" and fields.get("realm"):
-                    if response.url.startswith("https:") and not fields["realm"].startswith("https:"):
-                        host = shown(fields["realm"])
-                        if not self.client.insecure:
-                            raise Unreachable(f"{self.registry} wants our password at {host}, without TLS: refused")
+                    realm, behalf = fields["realm"], response.url
+                    secure = behalf.startswith("https:") and not self.client.is_insecure(*origin(behalf)[1:])
+                    if secure and not realm.startswith("https:"):
+                        raise Unreachable(f"{self.registry} sends us to {shown(realm)}, without TLS: refused")
                     wanted = frozenset(scopes) | frozenset((fields.get("scope") or "").split())
-                    self._bearer = {"realm": fields["realm"], "service": fields.get("service", "")}
+                    self._bearer = {"realm": realm, "service": fields.get("service", ""), "behalf": behalf}
                     token = self._renew(self._bearer, wanted)
                     self._tokens[frozenset(scopes)] = self._tokens[wanted]
                     return f"Bearer {token}" != sent
@@ -164,7 +164,7 @@ class Authorizer:
         realm, service = bearer["realm"], bearer["service"]
         if login is not None and login.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": login.identity_token}
-            return self._post(realm, service, scopes, form, login)
+            return self._post(bearer, scopes, form, login)
         query = [("service", service)] if service else []
         query += [("scope", scope) for scope in scopes]
         if self.offline:
@@ -174,19 +174,19 @@ class Authorizer:
             query.append(("account", login.user))
             headers["Authorization"] = basic(login.user, login.password)
         url = realm + ("&" if "?" in realm else "?") + urlencode(query) if query else realm
-        with self.client.request("GET", url, headers) as response:
+        with self.client.request("GET", url, headers, behalf=bearer["behalf"]) as response:
             if response.status in (404, 405) and headers:
                 form = {"grant_type": "password", "username": login.user, "password": login.password}
-                return self._post(realm, service, scopes, form, login)
+                return self._post(bearer, scopes, form, login)
             return self._token_of(response, realm, login)
 
-    def _post(self, realm, service, scopes, form, login):
+    def _post(self, bearer, scopes, form, login):
         from urllib.parse import urlencode
 
-        form = {**form, "service": service, "client_id": CLIENT_ID, "scope": " ".join(scopes)}
-        headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        with self.client.request("POST", realm, headers, urlencode(form).encode()) as response:
-            return self._token_of(response, realm, login)
+        form = {**form, "service": bearer["service"], "client_id": CLIENT_ID, "scope": " ".join(scopes)}
+        headers, body = {"Content-Type": "application/x-www-form-urlencoded"}, urlencode(form).encode()
+        with self.client.request("POST", bearer["realm"], headers, body, behalf=bearer["behalf"]) as response:
+            return self._token_of(response, bearer["realm"], login)
 
     def _token_of(self, response, realm, login):
         where = shown(realm)

@@ -68,18 +68,20 @@ class Client:
         self._contexts = {}
         self._stopped = threading.Event()
 
-    def request(self, method, url, headers=None, body=None, retry=True):
+    def request(self, method, url, headers=None, body=None, retry=True, behalf=None):
         """Send a request, and again where that may help; returns the Response, whatever its status.
 
         body: bytes, or a function that opens what is sent anew. Redirects of GET and HEAD are followed, and
-        `Authorization` goes to no other host than the one that was asked. Raises Unreachable.
+        `Authorization` goes to no other host than the one that was asked. behalf: the URL of a registry whose
+        certificates are trusted for this host, too, as for where it has tokens and blobs. Raises Unreachable.
         """
+        behalf = origin(behalf or url)[1:]
         headers = dict(headers or {})
         for attempt in range(1, self.attempts + 1):
             last = not retry or attempt == self.attempts
             wait = self.pause * 2 ** (attempt - 1)
             try:
-                response = self._follow(method, url, headers, body)
+                response = self._follow(method, url, headers, body, behalf)
             except _Broken as exc:
                 if last:
                     raise Unreachable(str(exc)) from exc
@@ -117,30 +119,30 @@ class Client:
 
     # One request
 
-    def _follow(self, method, url, headers, body):
+    def _follow(self, method, url, headers, body, behalf):
         for _hop in range(REDIRECTS):
-            response = self._send(method, url, headers, body)
+            response = self._send(method, url, headers, body, behalf)
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or method not in ("GET", "HEAD") or not location:
                 return response
             response.close()
             target = urljoin(url, location)
             before, after = origin(url), origin(target)
-            if before[0] == "https" and after[0] == "http" and not self.is_insecure(*after[1:]):
+            if before[0] == "https" and after[0] == "http" and not self.is_insecure(*behalf):
                 raise Unreachable(f"{shown(url)} sends us from https to plain http: refused")
             if before != after:
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             url = target
         raise Unreachable(f"{shown(url)}: more than {REDIRECTS} redirects")
 
-    def _send(self, method, url, headers, body):
+    def _send(self, method, url, headers, body, behalf):
         scheme, host, port = origin(url)
         parts = urlsplit(url)
         path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._") + (f"?{parts.query}" if parts.query else "")
-        if scheme == "http" and not (is_loopback(host) or self.is_insecure(host, port)):
+        if scheme == "http" and not (is_loopback(host) or self.is_insecure(host, port) or self.is_insecure(*behalf)):
             raise Unreachable(f"{shown(url)}: plain http is for loopback; --insecure allows it elsewhere")
         proxy = self._proxy(scheme, host, port)
-        key = (scheme, host, port, proxy.url if proxy else None)
+        key = (scheme, host, port, behalf, proxy.url if proxy else None)
         headers = {"User-Agent": "udocker", **headers}
         if proxy and scheme == "http" and proxy.scheme == "http":
             path = f"http://{netloc(scheme, host, port)}{path}"
@@ -180,15 +182,15 @@ class Client:
                 connection = self._idle[key].pop()
                 self._busy.add(connection.sock)
                 return connection, True
-        scheme, host, port, _proxy = key
+        scheme, host, port, behalf, _proxy = key
         connection = http.client.HTTPConnection(host, port, blocksize=BLOCK)
         connection.auto_open = False
-        connection.sock = self._open(scheme, host, port, proxy)
+        connection.sock = self._open(scheme, host, port, behalf, proxy)
         with self._lock:
             self._busy.add(connection.sock)
         return connection, False
 
-    def _open(self, scheme, host, port, proxy):
+    def _open(self, scheme, host, port, behalf, proxy):
         where = netloc(scheme, host, port)
         try:
             if proxy is None:
@@ -201,19 +203,19 @@ class Client:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if scheme == "https":
-                sock = self._secure(sock, host, port)
+                sock = self._secure(sock, host, port, behalf)
             sock.settimeout(self.stall)
             return sock
         except BaseException:
             sock.close()
             raise
 
-    def _secure(self, sock, host, port):
+    def _secure(self, sock, host, port, behalf):
         import ssl
 
         where = netloc("https", host, port)
         try:
-            return self._context(host, port).wrap_socket(sock, server_hostname=host)
+            return self._context((host, port), behalf).wrap_socket(sock, server_hostname=host)
         except ssl.SSLCertVerificationError as exc:
             raise Unreachable(
                 f"the certificate of {where} is not trusted ({exc.verify_message}): "
@@ -226,11 +228,11 @@ class Client:
         except OSError as exc:
             raise _failure(f"{where}: TLS failed", exc) from exc
 
-    def _context(self, host, port):
+    def _context(self, *hosts):
         import ssl
 
         with self._lock:
-            context = self._contexts.get((host, port))
+            context = self._contexts.get(hosts)
         if context is not None:
             return context
         context = ssl.create_default_context()
@@ -240,12 +242,13 @@ class Client:
             for bundle in filter(os.path.exists, _BUNDLES):
                 context.load_verify_locations(bundle)
                 break
-        if self.is_insecure(host, port):
+        if any(self.is_insecure(*host) for host in hosts):
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         paths = [self.ca_file] if self.ca_file else []
-        for folder in self._folders(host, port):
-            paths += [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+        for host in dict.fromkeys(hosts):
+            for folder in self._folders(*host):
+                paths += [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
         for path in paths:
             try:
                 if path.endswith(".cert"):
@@ -255,7 +258,7 @@ class Client:
             except (OSError, ssl.SSLError) as exc:
                 raise Error(f"{path}: {exc}") from exc
         with self._lock:
-            self._contexts[host, port] = context
+            self._contexts[hosts] = context
         return context
 
     def _folders(self, host, port):

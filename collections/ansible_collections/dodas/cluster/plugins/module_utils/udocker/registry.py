@@ -67,7 +67,7 @@ class Endpoint:
         for _attempt in range(3):
             authorization = self.authorizer.header(scopes) if ours else None
             sent = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
-            response = self.client.request(method, url, sent, body, retry)
+            response = self.client.request(method, url, sent, body, retry, self.base)
             # What another host asks for, to which we were sent, is not for it to have.
             if response.status != 401 or not ours or origin(response.url) != origin(url):
                 break

@@ -188,7 +188,7 @@ class _Pull:
             self.report("warning", message=f"{where} is for {is_for}, this machine is {platform}")
         layers = [
             {"digest": layer["digest"], "diff_id": diff_id, "size": layer["size"]}
-            for layer, diff_id in zip(manifest.layers, diff_ids)  # noqa: B905
+            for layer, diff_id in zip(manifest.layers, diff_ids)
         ]
         self._get(layers)
         _keep(store, content, manifest.config["digest"])
@@ -671,9 +671,9 @@ class _Push:
             registry, _slash, rest = image.name.partition("/")
             repository = rest.partition("@")[0].rpartition(":")[0] if "@" not in rest else rest.partition("@")[0]
             if registry == self.reference.registry and repository != self.reference.repository:
-                for layer in image.layers:
-                    if layer["digest"] in blobs:
-                        found.setdefault(layer["digest"], repository)
+                for digest in [image.config, *(layer["digest"] for layer in image.layers)]:
+                    if digest in blobs:
+                        found.setdefault(digest, repository)
         return found
 
     def _say(self, blob, done, state):
