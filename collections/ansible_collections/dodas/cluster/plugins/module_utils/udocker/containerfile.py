@@ -220,7 +220,7 @@ def _instruction(name, line, source, rest, heredocs, escape, path):
     result.heredocs = heredocs
     result.flags, rest = _flags(name, rest, escape, where)
     if name in _LISTS and rest.startswith("["):
-        words = _json_list(rest)
+        words = json_list(rest)
         if words is not None:
             result.json, result.words = True, words
     if not result.json:
@@ -257,7 +257,8 @@ def _flags(name, rest, escape, where):
     return found, rest
 
 
-def _json_list(text):
+def json_list(text):
+    """The list of strings that `text` is in JSON, or None."""
     try:
         words = json.loads(text)
     except ValueError:
@@ -367,6 +368,11 @@ def expand_words(text, variables, escape="\\"):
     return [word for word in (expand(one, variables, escape) for one in _split(text, escape)) if word]
 
 
+def expand_document(text, variables, escape="\\"):
+    """`text` of a here-document with variables put in; quotes stay. Raises ValueError."""
+    return _Expansion(text, variables, escape).document()
+
+
 class _Expansion:
     def __init__(self, text, variables, escape):
         self.text = text
@@ -399,6 +405,18 @@ class _Expansion:
                 result.append(char)
         if stop:
             raise ValueError(f"a {stop} is missing")
+        return "".join(result)
+
+    def document(self):
+        result = []
+        while self.at < len(self.text):
+            char = self.text[self.at]
+            self.at += 1
+            if char == self.escape and self.text[self.at : self.at + 1] in ("$", self.escape):
+                result.append(self.text[self.at])
+                self.at += 1
+            else:
+                result.append(self.variable() if char == "$" else char)
         return "".join(result)
 
     def quoted(self):
