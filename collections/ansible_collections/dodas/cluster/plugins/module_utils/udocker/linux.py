@@ -11,7 +11,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MS_SLAVE = 4096, 8192, 16384, 1 << 18, 1 << 19
 MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1, 4, 22, 38, 39
-PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
 TIOCSCTTY, FICLONE, NS_GET_USERNS = 0x540E, 0x40049409, 0xB701
 SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1, 4
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x1000, 0x8000, 1
@@ -23,6 +23,7 @@ _NUMBERS = {
     "seccomp": (317, 277, 358, 348),
     "close_range": (436, 436, 436, 436),
     "mount_setattr": (442, 442, 442, 442),
+    "pidfd_open": (434, 434, 434, 434),
 }
 _COLUMN = {"x86_64": 0, "ppc64le": 2, "s390x": 3}.get(os.uname().machine, 1)
 
@@ -131,6 +132,20 @@ def close_from(first, keep=()):
                 os.close(int(name))
             except OSError:
                 pass  # the listing's own
+
+
+def pidfd_open(pid):
+    """A descriptor that becomes readable when the process ends; None where the kernel is older than 5.3."""
+    result = _system("pidfd_open", pid, 0)
+    return result if result >= 0 else None
+
+
+def exit_status(pidfd):
+    """The wait status of a process that has ended, whoever waited for it; None where the kernel is older than 6.15."""
+    info = (ctypes.c_uint64 * 8)(8)  # PIDFD_INFO_EXIT
+    if _libc.ioctl(pidfd, ctypes.c_ulong(0xC040FF0B), info) < 0 or not info[0] & 8:
+        return None
+    return info[7] >> 32
 
 
 def seccomp(program):

@@ -13,6 +13,7 @@ class Namespaced:
     """An engine. Each kind says by `mount_root` what the container's root file system is."""
 
     name = None
+    alone = 0  # namespaces besides user and mount that `inside` needs
 
     # What a kind says of itself
 
@@ -164,7 +165,7 @@ class Namespaced:
         import pickle  # noqa: F401 - inside, nothing can be imported
 
         try:
-            pid, _shown = _join(running["shown"], work) if running else userns.spawn(0, alone)
+            pid, _shown = _join(running["shown"], work) if running else userns.spawn(self.alone, alone)
         except BaseException:
             os.close(source)
             raise

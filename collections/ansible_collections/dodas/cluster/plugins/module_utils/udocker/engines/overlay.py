@@ -6,6 +6,7 @@ A new container costs three folders. Layers are named to the kernel by the numbe
 """
 
 import os
+import stat
 
 from .. import linux, trees
 from ..errors import Error
@@ -14,23 +15,59 @@ from .namespaced import Namespaced
 
 class Overlay(Namespaced):
     name = "overlay"
+    scratch = None  # a folder on this machine for `upper` and `work`, where they cannot be beside the rest
 
     def prepare(self, directory, layers):
-        for name in ("ROOT", "upper", "work"):
-            os.makedirs(os.path.join(directory, name), exist_ok=True)
+        os.makedirs(os.path.join(directory, "ROOT"), exist_ok=True)
+        upper = os.path.join(self._place(directory), "upper")
+        os.mkdir(upper)
         # What is seen as the root folder itself is the uppermost.
-        os.chmod(os.path.join(directory, "upper"), os.stat(layers[-1]).st_mode & 0o7777 if layers else 0o755)
+        os.chmod(upper, os.stat(layers[-1]).st_mode & 0o7777 if layers else 0o755)
+
+    def clone(self, directory, target):
+        os.makedirs(os.path.join(target, "ROOT"), exist_ok=True)
+        trees.copy(os.path.join(directory, "upper"), os.path.join(self._place(target), "upper"))
+
+    def remove(self, directory):
+        for path in (directory, os.path.join(directory, "upper")):
+            if os.path.islink(path) and os.path.basename(os.path.dirname(os.readlink(path))).startswith("container-"):
+                trees.remove(os.path.dirname(os.readlink(path)))
+        super().remove(directory)
+
+    def _place(self, directory):
+        """The folder where `upper` is to be made; `work` is there already. Links lead to it where it is elsewhere."""
+        if not self.scratch:
+            os.mkdir(os.path.join(directory, "work"))
+            return directory
+        folder = os.path.join(self.scratch, f"udocker-{os.geteuid()}")
+        try:
+            os.mkdir(folder, 0o700)
+        except FileExistsError:
+            status = os.lstat(folder)
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                raise Error(f"{folder} is not this user's alone: remove it, or set UDOCKER_SCRATCH", 125) from None
+        import tempfile
+
+        place = tempfile.mkdtemp(prefix="container-", dir=folder)
+        os.mkdir(os.path.join(place, "work"))
+        for name in ("upper", "work"):
+            os.symlink(os.path.join(place, name), os.path.join(directory, name))
+        return place
 
     def mount_root(self, directory, layers, volatile=False):
         target = os.path.join(directory, "ROOT")
         flags = os.O_RDONLY | os.O_DIRECTORY
+        opened = [] if layers else [os.open(target, flags)]
         try:
-            opened = [os.open(path, flags) for path in reversed(layers)]
-            upper, work = (os.open(os.path.join(directory, name), flags) for name in ("upper", "work"))
+            for path in [*reversed(layers), *(os.path.join(directory, name) for name in ("upper", "work"))]:
+                opened.append(os.open(path, flags))
         except OSError as exc:
-            raise Error(f"{exc.filename}: {exc.strerror}: the container or its image is not whole here", 125) from exc
-        lower = ":".join(map(str, opened)) or str(os.open(target, flags))
-        options = f"lowerdir={lower},upperdir={upper},workdir={work},userxattr"
+            where = exc.filename
+            if os.path.islink(where):
+                where = f"{os.readlink(where)}, on the machine where the container was made"
+            raise Error(f"{where}: {exc.strerror}: the container or its image is not whole here", 125) from exc
+        *lower, upper, work = map(str, opened)
+        options = f"lowerdir={':'.join(lower)},upperdir={upper},workdir={work},userxattr"
         os.chdir("/proc/self/fd")
         try:
             linux.mount("overlay", target, "overlay", linux.MS_NODEV, options + (",volatile" if volatile else ""))
@@ -38,11 +75,6 @@ class Overlay(Namespaced):
             raise Error(f"an overlay cannot be mounted on {target}: {exc.strerror}", 125) from exc
         finally:
             os.chdir("/")
-            for descriptor in (*opened, upper, work):
+            for descriptor in opened:
                 os.close(descriptor)
         return target
-
-    def clone(self, directory, target):
-        os.mkdir(os.path.join(target, "ROOT"))
-        os.mkdir(os.path.join(target, "work"))
-        trees.copy(os.path.join(directory, "upper"), os.path.join(target, "upper"))
