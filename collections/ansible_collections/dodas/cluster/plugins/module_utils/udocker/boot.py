@@ -98,15 +98,19 @@ def cached(index, content, digest):
 def start(program, facts):
     """Make the package importable from file `program`, and run its command line.
 
-    facts: "tag" of the Python that made it, (offset, size) of "compiled" and of "sources", "digest" of the sources.
+    facts: "tag" of the Python that made it and "digest" of the sources; (offset, size) of the "compiled" modules, of
+    the "archive" with their sources, and of an index of each.
     """
     native = facts["tag"] == tag()
     with open(program, "rb") as source:
-        offset, size = facts["compiled" if native else "sources"]
+        offset, size = facts["compiled index" if native else "index"]
         source.seek(offset)
-        index, content = marshal.loads(source.read(size))
-    made = None if native else cached(index, content, facts["digest"])
-    sys.meta_path.insert(0, Pack(program, *(made or (index, content)), bool(made or native)))
+        index = marshal.loads(source.read(size))
+        offset, size = facts["compiled" if native else "archive"]
+        source.seek(offset)
+        found = index, source.read(size)
+    made = None if native else cached(*found, facts["digest"])
+    sys.meta_path.insert(0, Pack(program, *(made or found), bool(made or native)))
     from udocker.cli import main
 
     main(sys.argv)

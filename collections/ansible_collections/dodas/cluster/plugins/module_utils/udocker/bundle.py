@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the one-file program: `python3 bundle.py OUTPUT`.
 
-The file is a shell script that finds a Python, then modules compiled by the Python that made the file, then their
-sources for other Pythons, then a zip archive of the sources, so that `python3 FILE` and `unzip FILE` work too. The same
-sources and the same Python make the same bytes.
+The file is a few lines of shell that find a Python, a few of Python that start it, modules compiled by the Python that
+made the file, and a zip archive of their sources, from which other Pythons take them; so `python3 FILE` and
+`unzip FILE` work too. The same sources and the same Python make the same bytes.
 """
 
 import io
@@ -13,45 +13,47 @@ import sys
 
 PACKAGE = "udocker"
 HERE = os.path.dirname(os.path.abspath(__file__))
+SHELL = 1024  # bytes, filled up with spaces
+START = 2048
 
 # Python is told to take nothing from the environment, from the current folder or from site-packages (-IS).
-PRELUDE = """\
+SHELL_TEXT = """\
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# udocker {version}, containers without root: a Python program, whose source is in the zip archive that this file is.
+# udocker {version}, containers without root: a Python program. Its source is in the zip archive that this file is.
 for python in "${{UDOCKER_PYTHON:-python3}}" python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8
 do
-  command -v "$python" >/dev/null 2>&1 && exec "$python" -IS -X utf8 -c '
-import sys
-if sys.version_info < (3, 8):
-    import os
-    for minor in range(14, 7, -1):
-        try:
-            os.execvp("python3.%d" % minor, ["python3.%d" % minor, "-IS", "-Xutf8"] + sys.argv[1:])
-        except OSError:
-            pass
-    sys.exit("Error: udocker needs Python 3.8 or newer, and found " + sys.version.split()[0])
-{start}' "$0" "$@"
+  command -v "$python" >/dev/null 2>&1 &&
+    exec "$python" -IS -X utf8 -c 'import sys;f=open(sys.argv[1],"rb");f.seek({shell});exec(f.read({start}))' "$0" "$@"
 done
 echo "Error: udocker needs Python 3.8 or newer: install python3, or name one in UDOCKER_PYTHON" >&2
 exit 127
 """
 
-# Starts what the file holds; `program` is the file. Executed by the shell's Python, and as the archive's __main__.
-START = """\
+# Executed as it stands by the line above, and as the archive's __main__.py, where nothing has been put into sys.argv.
+START_TEXT = """\
+import sys
+if sys.argv[0] == "-c":
+    del sys.argv[0]
+program = sys.argv[0]
+if sys.version_info < (3, 8):
+    import os
+    for minor in range(14, 7, -1):
+        try:
+            os.execvp("python3.%d" % minor, ["python3.%d" % minor, "-IS", "-Xutf8"] + sys.argv)
+        except OSError:
+            pass
+    sys.exit("Error: udocker needs Python 3.8 or newer, and found " + sys.version.split()[0])
 from marshal import loads
 from _frozen_importlib_external import MAGIC_NUMBER
-{program}
 facts = {facts}
+native = MAGIC_NUMBER.hex() == facts["tag"]
 with open(program, "rb") as source:
-    if MAGIC_NUMBER.hex() == facts["tag"]:
-        source.seek({compiled[0]:10})
-        boot = loads(source.read({compiled[1]:10}))
-    else:
-        source.seek({source[0]:10})
-        boot = compile(source.read({source[1]:10}), "boot.py", "exec")
+    offset, size = facts["boot" if native else "boot.py"]
+    source.seek(offset)
+    boot = source.read(size)
 names = {{"__name__": "boot"}}
-exec(boot, names)
+exec(loads(boot) if native else compile(boot, "boot.py", "exec"), names)
 names["start"](program, facts)
 """
 
@@ -74,34 +76,40 @@ def build():
     """The program's bytes."""
     import hashlib
 
-    boot = _load_boot()
+    boot_source = _read(os.path.join(HERE, "boot.py"))
+    boot = _load(boot_source)
     names = modules()
     sources = {name: _read(path) for name, (path, _package) in names.items()}
-    index, offset = {}, 0
-    for name, content in sources.items():
-        index[name] = (offset, len(content), names[name][1])
-        offset += len(content)
-    content = b"".join(sources.values())
-    digest = hashlib.sha256(content + repr(sorted(index.items())).encode()).hexdigest()
-    boot_source = _read(os.path.join(HERE, "boot.py"))
-    parts = [
-        marshal.dumps(compile(boot_source, "boot.py", "exec", dont_inherit=True, optimize=2)),
-        marshal.dumps(boot.compiled(index, content)),
-        boot_source,
-        marshal.dumps((index, content)),
-    ]
-    places, start = [(0, 0)] * len(parts), 0
-    for _round in range(2):  # the length of the text in front is known once it has been written
-        facts = {"tag": boot.tag(), "digest": digest[:32], "compiled": places[1], "sources": places[3]}
-        start = _start("program = sys.argv.pop(1)\nsys.argv[0] = program", facts, places)
-        text = PRELUDE.format(version=version(), start=start).encode()
-        text += b" " * (4096 - len(text) - 1) + b"\n"
-        offset = len(text)
-        for position, part in enumerate(parts):
-            places[position] = (offset, len(part))
-            offset += len(part)
-    main = _start("import sys\nprogram = sys.argv[0]", facts, places)
-    return b"".join([text, *parts, _archive(names, sources, boot, boot_source, main, offset)])
+    pack = boot.Pack(None, {name: (0, 0, package) for name, (_path, package) in names.items()}, b"", False)
+    # The start is in the archive too, and says where things are: its length does not depend on what it says.
+    members = [("__main__.py", b" " * START), ("boot.py", boot_source)]
+    members += [(pack.file_name(name), content) for name, content in sources.items()]
+    archive, places = _archive(members)
+    index = {}
+    for name in names:
+        offset, size = places[pack.file_name(name)]
+        index[name] = (offset, size, names[name][1])
+    compiled_index, compiled = boot.compiled(index, archive)
+    parts = {
+        "boot": marshal.dumps(compile(boot_source, "boot.py", "exec", dont_inherit=True, optimize=2)),
+        "compiled index": marshal.dumps(compiled_index),
+        "compiled": compiled,
+        "index": marshal.dumps(index),
+        "archive": archive,
+    }
+    digest = hashlib.sha256(b"".join(name.encode() + b"\0" + content for name, content in members)).hexdigest()
+    facts = {"tag": boot.tag(), "digest": digest[:32]}
+    end = SHELL + START
+    for name, content in parts.items():
+        facts[name] = (end, len(content))
+        end += len(content)
+    begin = facts["archive"][0]
+    facts["boot.py"] = (begin + places["boot.py"][0], len(boot_source))
+    start = _filled(START_TEXT.format(facts=facts), START)
+    members[0] = ("__main__.py", start)
+    shell = _filled(SHELL_TEXT.format(version=version(), shell=SHELL, start=START), SHELL)
+    parts["archive"] = _archive(members, begin)[0]
+    return b"".join([shell, start, *parts.values()])
 
 
 def write(path):
@@ -127,32 +135,32 @@ def version():
     raise LookupError("__version__")
 
 
-def _start(program, facts, places):
-    assert "'" not in repr(sorted(facts)).replace("'", ""), "the shell quotes with '"
-    text = START.format(program=program, facts=repr(facts).replace("'", '"'), compiled=places[0], source=places[2])
-    return text
+def _filled(text, size):
+    content = text.encode()
+    if len(content) >= size:
+        raise ValueError("{} bytes where there is room for {}".format(len(content), size))
+    return content + b" " * (size - len(content) - 1) + b"\n"
 
 
-def _archive(names, sources, boot, boot_source, main, offset):
-    """A zip archive that begins at `offset` in the file."""
+def _archive(members, offset=0):
+    """(zip archive that begins at `offset` of a file, where each member's content is in it: (offset, size))."""
     import zipfile
 
-    pack = boot.Pack(None, {name: (0, 0, package) for name, (_path, package) in names.items()}, b"", False)
-    members = [("__main__.py", main.encode()), ("boot.py", boot_source)]
-    members += [(pack.file_name(name), content) for name, content in sources.items()]
     target = io.BytesIO()
     target.write(b"\0" * offset)
+    places = {}
     with zipfile.ZipFile(target, "a", zipfile.ZIP_STORED) as archive:
         for name, content in members:
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
-    return target.getvalue()[offset:]
+            places[name] = (target.tell() - len(content) - offset, len(content))
+    return target.getvalue()[offset:], places
 
 
-def _load_boot():
+def _load(source):
     import types
 
     boot = types.ModuleType("boot")
-    exec(compile(_read(os.path.join(HERE, "boot.py")), "boot.py", "exec"), boot.__dict__)
+    exec(compile(source, "boot.py", "exec"), boot.__dict__)
     return boot
 
 

@@ -105,10 +105,10 @@ CREATE = (
     ("--no-healthcheck", "", "", "No check, even if the image has one"),
     ("--log-driver", "=", "NAME", "json-file or none"),
     ("--log-opt", "*-", "KEY=VALUE", ""),
-    ("--pull", "?", "WHEN", "missing, always, never, or reuse: the container of --name"),
+    ("--pull", "=", "WHEN", "missing, always, never, or reuse: the container of --name  [default: missing]"),
     _PLATFORM,
     ("--engine", "=", "NAME", "overlay, directory, fuse, proot, or a mode of udocker 1.3.17: P1, R1"),
-    ("--force", "", "", "Take a name that another container has"),
+    ("--force", "", "", "Create it without its name, if another container has that"),
     *_TRANSFER,
     ("--nobanner", "-", "", ""),
     # What docker's users write and what changes nothing that a process can tell, or is so anyway

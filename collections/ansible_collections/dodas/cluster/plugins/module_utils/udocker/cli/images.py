@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about images, registries and archives."""
+
+import os
+
+from .. import reference
+from ..errors import Error, NotFound
+
+
+def access(session, options=None):
+    """How registries are reached, as registry.connect takes it."""
+    config = session.config
+    given = {}
+    proxy = getattr(options, "httpproxy", None) or config.http_proxy
+    if proxy:
+        given["proxy"] = proxy
+    if session.general.insecure or config.http_insecure:
+        given["insecure"] = True
+    elif config.insecure_registries:
+        given["insecure"] = config.insecure_registries
+    if config.registry_mirrors:
+        given["mirrors"] = {reference.DEFAULT_REGISTRY: config.registry_mirrors}
+    if config.ca_file:
+        given["ca_file"] = config.ca_file
+    return given
+
+
+def pull(session, options):
+    from .. import transfer
+    from .progress import of
+
+    name = options.arguments[0]
+    given = access(session, options)
+    names = [name]
+    if options.all_tags:
+        place = reference.parse(name, options.registry)
+        names = ["{}:{}".format(name, tag) for tag in transfer.tags(place, session.store, **given)]
+    for each in names:
+        wanted = reference.parse(each)
+        asked = reference.parse(each, options.registry) if options.registry else wanted
+        with of(session, options.quiet) as progress:
+            image = transfer.pull(session.store, asked, options.platform, progress, **given)
+        if asked.name != wanted.name:  # a registry's image under the name that was given
+            image.name = wanted.name
+            session.store.write_image(image)
+        if session.docker:
+            if not options.quiet:
+                session.out("Digest: " + image.manifest)
+                session.out("Status: Image is up to date for " + wanted.familiar)
+            session.out(wanted.name)
+        else:
+            session.debug("{} is {}".format(wanted.name, image.manifest))
+
+
+def push(session, options):
+    from .. import images as library
+    from .. import transfer
+    from .progress import of
+
+    given = access(session, options)
+    name = options.arguments[0]
+    names = [name]
+    if options.all_tags:
+        repository = reference.parse(name).name.rpartition(":")[0]
+        names = [image.name for image in session.store.images() if image.name.rpartition(":")[0] == repository]
+        if not names:
+            raise NotFound("no image {} in the store".format(name))
+    for each in names:
+        image = library.find(session.store, each)
+        target = reference.parse(each, options.registry) if options.registry else None
+        with of(session, options.quiet) as progress:
+            digest = transfer.push(session.store, image.name, target, progress, **given)
+        if session.docker:
+            where = target or reference.parse(each)
+            session.out("{}: digest: {} size: {}".format(where.tag or "", digest, image.size))
+        else:
+            session.out(digest)
+
+
+def search(session, options):
+    from .. import transfer
+
+    given = access(session, options)
+    expression = options.arguments[0]
+    if options.list_tags:
+        for tag in transfer.tags(reference.parse(expression, options.registry), session.store, **given):
+            session.out(tag)
+        return
+    index = options.index or session.config.dockerio_index_url or None
+    host = _registry(options.registry) if options.registry else None
+    found = transfer.search(expression, host, index, session.store, **given)
+    limit = _number(options.limit, "limit") if options.limit else 0
+    if options.format:
+        _search_formatted(session, options, found, limit)
+        return
+    _search_table(session, options, found, limit)
+
+
+def _number(text, what):
+    try:
+        return int(text)
+    except ValueError:
+        raise Error("--{} {} is no number".format(what, text)) from None
+
+
+def _search_formatted(session, options, found, limit):
+    from . import template
+
+    rows = []
+    for one in found:
+        if limit and len(rows) == limit:
+            break
+        stars, official = str(one["stars"]), "[OK]" if one["official"] else ""
+        rows.append({"Name": one["name"], "Description": one["description"], "StarCount": stars,
+                     "IsOfficial": official, "IsAutomated": ""})  # fmt: skip
+    heads = {"StarCount": "STARS", "IsOfficial": "OFFICIAL", "IsAutomated": "AUTOMATED"}
+    for line in template.rows(options.format, rows, heads):
+        session.out(line)
+
+
+def _search_table(session, options, found, limit):
+    """udocker's columns; on a terminal it stops at a screenful, unless -a."""
+    import shutil
+    import sys
+
+    form = "%-55s %8s %-70s %5s" if options.no_trunc else "%-55.80s %8.8s %-70.70s %5.5s"
+    pauses = not options.a and not session.docker and sys.stdin.isatty() and sys.stdout.isatty()
+    lines = shutil.get_terminal_size().lines - 2
+    if not session.quiet:
+        session.out((form % ("NAME", "OFFICIAL", "DESCRIPTION", "STARS")).rstrip())
+    for count, one in enumerate(found, 1):
+        text = "".join(char for char in (one["description"] or "").split("\n")[0] if char.isprintable())
+        official = "[OK]" if one["official"] else "----"
+        session.out(form % (one["name"], official, text, one["stars"]))
+        if limit and count == limit:
+            return
+        if pauses and count % lines == 0:
+            sys.stdout.flush()
+            if input("[return or q to quit]").strip().lower() in ("q", "e"):
+                return
+
+
+def login(session, options):
+    from .. import auth, registry
+    from ..http import Client
+
+    where = options.registry or (options.arguments[0] if options.arguments else "")
+    host = _registry(where)
+    name, password = options.username, options.password
+    if options.password_stdin:
+        import sys
+
+        if not name and session.docker:
+            raise Error("--password-stdin needs --username")
+        password = sys.stdin.readline().rstrip("\r\n")
+    if password is not None and not options.password_stdin:
+        session.warn("a password on the command line is seen by others: use --password-stdin")
+    if not name:
+        name = input("username: ")
+    if password is None:
+        import getpass
+
+        password = getpass.getpass("password: ")
+    given = access(session, options)
+    given.pop("mirrors", None)
+    client = Client(**given)
+    try:
+        kept, asked = registry.login(host, name, password, auth.Credentials(_keystore(session)), client)
+    finally:
+        client.close()
+    if not asked:
+        session.warn("{} asks nobody for a password".format(host))
+    if session.docker:
+        session.out("Login Succeeded")
+    session.debug("kept in {}".format(kept))
+
+
+def logout(session, options):
+    from .. import auth
+
+    where = options.registry or (options.arguments[0] if options.arguments else "")
+    host = None if options.all else _registry(where)
+    gone = auth.Credentials(_keystore(session)).forget(host)
+    if session.docker:
+        session.out("Removing login credentials for " + (host or "all registries"))
+    elif not gone and host:
+        raise Error("there are no credentials for {}".format(host))
+
+
+def _registry(where):
+    return reference.parse("x", where).registry if where else reference.DEFAULT_REGISTRY
+
+
+def _keystore(session):
+    return os.path.join(session.store.root, os.path.expanduser(session.config.keystore))
+
+
+def manifest(session, options):
+    from .. import transfer
+    from .output import pretty
+
+    action, name = options.arguments
+    if action != "inspect":
+        from .parser import UsageError
+
+        raise UsageError("manifest {}: there is inspect alone".format(action), "manifest")
+    document = transfer.inspect(
+        reference.parse(name, options.registry), options.platform, session.store, **access(session, options)
+    )
+    session.out(pretty(document))
+
+
+# Images of the store
+
+
+def images(session, options):
+    pattern = options.arguments[0] if options.arguments else None
+    found = [image for image in session.store.images() if _fits(image, pattern) and _passes(session, image, options)]
+    as_json = options.json or session.json
+    if options.quiet:
+        seen = []
+        for image in found:
+            identifier = image.config if options.no_trunc else image.config.partition(":")[2][:12]
+            if identifier not in seen:
+                seen.append(identifier)
+                session.out(identifier)
+        return
+    if session.docker or options.format or as_json or options.digests:
+        facts = [row(image, options) for image in sorted(found, key=lambda image: -image.created)]
+        if as_json:
+            from ..records import dumps
+
+            session.out(dumps(facts))
+            return
+        from . import template
+
+        names = ["Repository", "Tag"] + (["Digest"] if options.digests else []) + ["ID", "CreatedSince", "Size"]
+        form = options.format or "table " + "\t".join("{{." + name + "}}" for name in names)
+        for line in template.rows(form, facts, HEADINGS):
+            session.out(line)
+        return
+    _udocker_list(session, options, found)
+
+
+HEADINGS = {"ID": "IMAGE ID", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT"}
+
+
+def _udocker_list(session, options, found):
+    from .. import images as library
+
+    if not session.quiet:
+        session.out("REPOSITORY")
+    for image in found:
+        mark = "P" if library.is_protected(session.store, image.name) else "."
+        name = library.familiar(image.name)
+        if options.p:
+            session.out("%-18.18s %s %s" % (image.platform or "unknown/unknown", mark, name))
+        else:
+            session.out("{}    {}".format(name, mark))
+        if options.l:
+            session.out(" " + image.manifest)
+            for layer in image.layers:
+                megabytes = layer["size"] // (1024 * 1024) or (1 if layer["size"] else 0)
+                session.out("    {} ({} MB)".format(layer["digest"], megabytes))
+
+
+def _fits(image, pattern):
+    """Whether `docker images PATTERN` lists it: a repository, with or without tag, with wildcards."""
+    if not pattern:
+        return True
+    import fnmatch
+
+    from .. import images as library
+
+    name = library.familiar(image.name)
+    repository = name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name
+    try:
+        asked = reference.parse(pattern)
+        with_tag = ":" in pattern.rpartition("/")[2] or "@" in pattern
+        if image.name == asked.name or (not with_tag and image.name.rpartition(":")[0] == asked.name.rpartition(":")[0]):
+            return True
+    except Error:
+        pass
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(repository, pattern)
+
+
+def _passes(session, image, options):
+    for text in options.filter:
+        key, _equals, value = text.partition("=")
+        if key == "reference":
+            good = _fits(image, value)
+        elif key == "dangling":
+            good = value.lower() in ("false", "0")
+        elif key == "label":
+            good = _has_label(session, image, value)
+        elif key in ("before", "since"):
+            from .. import images as library
+
+            other = library.find(session.store, value)
+            good = image.created < other.created if key == "before" else image.created > other.created
+        else:
+            raise Error("--filter {}: one of reference, label, before, since, dangling".format(key))
+        if not good:
+            return False
+    return True
+
+
+def _has_label(session, image, text):
+    from .. import records
+
+    labels = (records.loads(session.store.read_blob(image.config).decode()).get("config") or {}).get("Labels") or {}
+    key, equals, value = text.partition("=")
+    return key in labels and (not equals or labels[key] == value)
+
+
+def row(image, options=None):
+    """What `docker images --format` can name."""
+    from .. import images as library
+    from . import output
+
+    name = library.familiar(image.name)
+    repository, _at, digest = name.partition("@")
+    tag = ""
+    if not digest:
+        repository, _colon, tag = name.rpartition(":")
+    whole = options is not None and options.no_trunc
+    return {
+        "ID": image.config if whole else image.config.partition(":")[2][:12],
+        "Repository": repository,
+        "Tag": tag or "<none>",
+        "Digest": image.manifest,
+        "CreatedSince": output.ago(image.created),
+        "CreatedAt": output.stamp(image.created),
+        "Size": output.size(image.size),
+        "VirtualSize": output.size(image.size),
+        "SharedSize": "N/A",
+        "UniqueSize": "N/A",
+        "Containers": "N/A",
+        "Platform": image.platform,
+    }
+
+
+# Archives
+
+
+def load(session, options):
+    from .. import archives
+    from .progress import of
+
+    arguments = list(options.arguments)
+    source = options.input
+    if arguments[:1] == ["-"]:
+        source = arguments.pop(0)
+    name = arguments[0] if arguments else None
+    if source in (None, "-"):
+        source = 0
+        if os.isatty(0):
+            raise Error("an archive is expected at standard input: give it with -i FILE")
+    with of(session, options.quiet) as progress:
+        loaded = archives.load(session.store, source, name, progress=progress)
+    from .. import images as library
+
+    for image in loaded:
+        name = library.familiar(image.name)
+        session.out("Loaded image: " + name if session.docker else name)
