@@ -265,7 +265,7 @@ def _look():
         further = _further("/etc/subuid", "", uid), _further("/etc/subgid", "-g", uid)
         if all(further) and program("newuidmap") and program("newgidmap"):
             lines = [[(0, own, 1)] for own in (uid, gid)]
-            for one, ranges in zip(lines, further):  # noqa: B905 - strict= came later
+            for one, ranges in zip(lines, further):
                 inside = 1
                 for first, count in ranges:
                     one.append((inside, first, count))

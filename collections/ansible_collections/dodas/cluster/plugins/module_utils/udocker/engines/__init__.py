@@ -232,9 +232,9 @@ def _try_in(folder, name, scratch=None):
 def _change(root):
     """What the kernel must be able to do in a container's root: to write, to rename, to delete what a layer holds."""
     path = os.path.join
-    with open(path(root, "new"), "w") as target:
-        target.write("x")
-    os.rename(path(root, "new"), path(root, "folder", "file"))
+    with open(path(root, "new"), "wb") as target:
+        target.write(b"x")
+    os.rename(path(root, "new"), path(root, "renamed"))
     os.unlink(path(root, "folder", "file"))
     os.rmdir(path(root, "folder"))
     os.mkdir(path(root, "folder"))
@@ -262,7 +262,8 @@ def _make_layer(layer):
 
     code = bytes.fromhex(code.replace(" ", ""))
     base, head = 0x400000, 64 + 56
-    content = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, number, 1, base + head, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    content = struct.pack("<16sHHIQQQ", b"\x7fELF\2\1\1", 2, number, 1, base + head, 64, 0)
+    content += struct.pack("<IHHHHHH", 0, 64, 56, 1, 0, 0, 0)
     content += struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, head + len(code), head + len(code), 0x1000) + code
     path = os.path.join(layer, "program")
     with open(path, "wb") as target:
