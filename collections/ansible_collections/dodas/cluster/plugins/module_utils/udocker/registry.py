@@ -81,22 +81,23 @@ class Registry:
     """What can be asked of a registry. Safe to share between threads.
 
     mirrors: locations that are asked first for what is only read, in this order
+    location: where it is asked, if not at its name
     credentials: auth.Credentials, or the auth.Login to use
     """
 
-    def __init__(self, host, client=None, credentials=None, mirrors=()):
+    def __init__(self, host, client=None, credentials=None, mirrors=(), location=None):
         self.host = host
         self.client = client or Client()
         self.credentials = Credentials() if credentials is None else credentials
-        location = ENDPOINT if host == DEFAULT_REGISTRY else host
-        self.endpoint = Endpoint(self.client, location, lambda: self._login(host))
+        where = location or (ENDPOINT if host == DEFAULT_REGISTRY else host)
+        self.endpoint = Endpoint(self.client, where, lambda: self._login(location or host))
         self._mirrors = [Endpoint(self.client, mirror, lambda at=mirror: self._login(at)) for mirror in mirrors]
         self._down = set()
         self.repository = ""
 
     def _login(self, host):
         if isinstance(self.credentials, Login):
-            return self.credentials if host == self.host else None
+            return self.credentials if host in (self.host, self.endpoint.location) else None
         return self.credentials.find(host.split("://", 1)[-1].partition("/")[0], self.repository)
 
     def close(self):
@@ -285,18 +286,24 @@ class Registry:
         return action(self.endpoint)
 
 
-def connect(reference, store=None, proxy=None, insecure=False, mirrors=None, credentials=None, **limits):
+def connect(reference, store=None, **access):
     """The Registry that a Reference is of.
 
-    store: whose folder holds the keystore; mirrors: {registry: [location, ...]}; credentials: an auth.Login, or
-    (user, password), else what the user has logged in to; the rest as http.Client takes it
+    store: whose folder holds the keystore, and whose `access` holds for what is not said here
+    access: mirrors: {registry: [location, ...]}, asked before it; locations: {registry: location}, asked in its place;
+    keystore: path; credentials: an auth.Login, or (user, password), else what the user has logged in to; the rest as
+    http.Client takes it
     """
-    client = Client(proxy=proxy, insecure=insecure, **limits)
+    access = dict(store.access if store else {}, **access)
+    mirrors, locations = access.pop("mirrors", None) or {}, access.pop("locations", None) or {}
+    credentials, keystore = access.pop("credentials", None), access.pop("keystore", None)
+    client = Client(**access)
     if isinstance(credentials, tuple):
         credentials = Login(*credentials, source="the command line")
     if credentials is None:
-        credentials = Credentials(store.path("keystore") if store else None)
-    registry = Registry(reference.registry, client, credentials, (mirrors or {}).get(reference.registry, ()))
+        credentials = Credentials(keystore or (store.path("keystore") if store else None))
+    host = reference.registry
+    registry = Registry(host, client, credentials, mirrors.get(host, ()), locations.get(host))
     registry.repository = reference.repository
     return registry
 

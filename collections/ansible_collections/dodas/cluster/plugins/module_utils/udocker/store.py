@@ -51,6 +51,7 @@ class Store:
 
     def __init__(self, root=None):
         self.root = os.path.abspath(root or default_root())
+        self.access = {}  # how registries are reached, as registry.connect takes it
 
     def path(self, *parts):
         return os.path.join(self.root, *parts)
