@@ -138,9 +138,10 @@ class Monitor:
                 if writer is not None:
                     self.state.update(status="exited", code=exc.status, error=str(exc), finished=time.time())
                     self.container.write_state(self.state)
+                    # Told first: whoever waits for it holds the lock, too.
+                    _tell(writer, f"{exc.status} {exc}")
                     os.close(holder)
                     self._leave(exc.status)
-                    _tell(writer, f"{exc.status} {exc}")
                     return
                 code, self.state["error"] = exc.status, str(exc)
             else:

@@ -14,6 +14,7 @@ BUFFER = 1 << 18  # bytes that wait in one direction of a connection
 IDLE = 60.0  # seconds after which an exchange over UDP is forgotten
 HELPER = 10.0  # seconds that the helper for the way out may take
 LOOPBACK = "127.0.0.1"
+TUNNEL = "/dev/net/tun"
 SLIRP_DNS, PASTA_DNS = "10.0.2.3", "169.254.1.1"
 
 
@@ -162,12 +163,15 @@ class Published:
     def find_way_out(self, note):
         from .userns import program
 
+        missing = "neither pasta nor slirp4netns is installed"
         for name in ("pasta", "slirp4netns"):
             path = program(name)
-            if path:
+            if path and os.access(TUNNEL, os.R_OK | os.W_OK):
                 self.helper = (name, path)
                 return
-        note("--network private: neither pasta nor slirp4netns is installed: nothing outside can be reached")
+            if path:
+                missing = f"{TUNNEL}, which {name} needs, cannot be opened by this user"
+        note(f"--network private: nothing outside can be reached: {missing}")
 
     def nameserver(self):
         """Where the container asks for names, when it has a way out."""
@@ -205,31 +209,31 @@ class Published:
         os.close(writer)
         self.children.append(child)
         try:
-            if name == "slirp4netns":
-                self._await_byte(reader, name)
-            else:
-                self._await_route(pid, name)
+            self._await(name, child, reader, f"/proc/{pid}/net/route")
         finally:
             os.close(reader)
 
-    def _await_byte(self, reader, name):
+    def _await(self, name, child, reader, routes):
+        """Wait until slirp4netns says that it is ready, or pasta has set the container's first route."""
         import select
-
-        if not select.select([reader], [], [], HELPER)[0] or not os.read(reader, 1):
-            raise Error(f"{name} did not connect the container's network within {HELPER:g} s", 125)
-
-    def _await_route(self, pid, name):
         import time
 
         end = time.monotonic() + HELPER
         while time.monotonic() < end:
-            try:
-                with open(f"/proc/{pid}/net/route", encoding="ascii") as source:
-                    if len(source.read().splitlines()) > 1:
-                        return
-            except OSError:
-                pass
-            time.sleep(0.01)
+            if os.waitpid(child, os.WNOHANG)[0]:
+                self.children.remove(child)
+                raise Error(f"{name} could not connect the container's network", 125)
+            if name == "slirp4netns":
+                if select.select([reader], [], [], 0.01)[0] and os.read(reader, 1):
+                    return
+            else:
+                time.sleep(0.005)
+                try:
+                    with open(routes, encoding="ascii") as source:
+                        if len(source.read().splitlines()) > 1:
+                            return
+                except OSError:
+                    pass
         raise Error(f"{name} did not connect the container's network within {HELPER:g} s", 125)
 
     def serve(self, running):
