@@ -198,10 +198,13 @@ class Published:
         os.set_inheritable(writer, True)
         child = os.fork()
         if not child:
+            import signal
+
             from . import linux
 
             try:
                 linux.prctl(linux.PR_SET_PDEATHSIG, 9)
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # pasta refuses what Python leaves it
                 linux.close_from(3, [writer])
                 os.execv(path, argv)
             finally:
