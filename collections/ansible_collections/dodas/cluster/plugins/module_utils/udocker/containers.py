@@ -84,8 +84,10 @@ class Container:
 
     @property
     def layers(self):
-        """The folders of its image's layers, lowest first."""
-        return [self.store.layer(diff_id) for diff_id in self.record.get("layers") or ()]
+        """The folders of its image's layers, lowest first, less those that one above hides altogether."""
+        from .trees import visible
+
+        return visible([self.store.layer(diff_id) for diff_id in self.record.get("layers") or ()])
 
     def engine(self):
         """The engine that it was made for; raises Error when this host does not have it."""

@@ -367,3 +367,60 @@ def _check_sparse(member, limits):
         raise Error(f"{os.fsdecode(member.name)}: the map of the sparse file is not that of its content")
     if member.size > limits.bytes:
         limits.refuse("bytes", f"{os.fsdecode(member.name)} has {member.size} bytes")
+
+
+# Headers to write
+
+
+def header(name, kind, size=0, mode=0o644, uid=0, gid=0, mtime=0, linkname=b"", xattrs=None):
+    """The header of an entry, ustar, with a pax header before it where that is needed.
+
+    name, linkname: bytes; kind: b"0" file, b"1" hard link, b"2" link, b"5" folder, b"6" fifo; mtime: whole seconds
+    """
+    pax = {}
+    short, prefix = name, b""
+    if len(name) > 100:
+        at = name.rfind(b"/", 0, 156)
+        if at > 0 and len(name) - at - 1 <= 100:
+            prefix, short = name[:at], name[at + 1 :]
+        else:
+            pax[b"path"] = name
+            short = name[:100]
+    if len(linkname) > 100:
+        pax[b"linkpath"] = linkname
+    numbers = []
+    for key, value, digits in ((b"uid", uid, 7), (b"gid", gid, 7), (b"size", size, 11), (b"mtime", mtime, 11)):
+        if not 0 <= value < 8**digits:
+            pax[key] = b"%d" % value
+            value = 0
+        numbers.append(b"%0*o\0" % (digits, value))
+    for key, value in sorted((xattrs or {}).items()):
+        pax[b"SCHILY.xattr." + os.fsencode(key)] = value
+    block = _block(short, b"%07o\0" % mode, numbers, kind, linkname[:100], prefix)
+    if not pax:
+        return block
+    records = b"".join(_pax_record(key, value) for key, value in sorted(pax.items()))
+    plain = [b"0000000\0", b"0000000\0", b"%011o\0" % len(records), b"00000000000\0"]
+    base = name.rstrip(b"/").rpartition(b"/")[2][:80]
+    return _block(b"PaxHeaders/" + base, b"0000644\0", plain, b"x", b"", b"") + padded(records) + block
+
+
+def padded(content):
+    return content + bytes(-len(content) % 512)
+
+
+def _block(name, mode, numbers, kind, linkname, prefix):
+    uid, gid, size, mtime = numbers
+    fields = [name, mode, uid, gid, size, mtime, b" " * 8, kind, linkname, b"ustar\x0000", b"", b"",
+              b"0000000\0", b"0000000\0", prefix]  # fmt: skip
+    block = bytearray(HEADER.pack(*fields))
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def _pax_record(key, value):
+    content = b" " + key + b"=" + value + b"\n"
+    length = len(content) + 1
+    while len(content) + len(str(length)) != length:
+        length = len(content) + len(str(length))
+    return b"%d" % length + content

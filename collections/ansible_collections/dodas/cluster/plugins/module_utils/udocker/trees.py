@@ -160,7 +160,7 @@ class _Copy:
                     inner.append(os.open(name, _FOLDER, dir_fd=folders[level]))
                 except OSError:
                     break  # no folder: a whiteout, or a file that the folder above it hides with all below
-                if not self.raw and _opaque(inner[-1]):
+                if not self.raw and is_opaque(inner[-1]):
                     break
             os.mkdir(name, 0o700, dir_fd=here)
             made = os.open(name, _FOLDER, dir_fd=here)
@@ -269,14 +269,28 @@ def _own(function, target, status, **where):
             raise
 
 
-def _opaque(folder):
+def is_opaque(folder):
+    """Whether a folder of a layer (path or descriptor) hides what lower layers have in it."""
     for name in _OPAQUE:
         try:
             if os.getxattr(folder, name) == b"y":
                 return True
         except OSError:
             pass
-    return False
+    inside, where = (".wh..wh..opq", folder) if isinstance(folder, int) else (f"{folder}/.wh..wh..opq", None)
+    try:
+        os.stat(inside, dir_fd=where, follow_symlinks=False)
+        return True
+    except OSError:
+        return False
+
+
+def visible(layers):
+    """Those of the layers' folders (lowest first) that count: overlay does not look whether the top is opaque."""
+    for at in range(len(layers) - 1, 0, -1):
+        if is_opaque(layers[at]):
+            return layers[at:]
+    return layers
 
 
 def _attributes(descriptor):

@@ -4,7 +4,7 @@
 Whatever an image says, nothing is written outside of the layer's folder: each folder on the way to a name is opened
 without following links, a name with `..` is refused, and what stands in the way (a link, a file) is replaced.
 Whiteouts take the form that overlay reads: a character device 0:0, and user.overlay.opaque on a folder. Where the file
-system or the kernel has neither, they stay the files `.wh.NAME` and `.wh..wh..opq`, which `merged` reads, too.
+system or the kernel has neither, they stay the files `.wh.NAME` and `.wh..wh..opq`.
 
 Devices are recorded and not made. Of `dev` at the top, which engines mount anew, only the folder is kept.
 
@@ -20,6 +20,7 @@ import zlib
 
 from . import streams, tar
 from .errors import Error
+from .trees import is_opaque, remove, remove_at  # noqa: F401 - is_opaque is about layers, and asked for here
 
 OWNER = "user.containers.override_stat"  # "uid:gid:mode", as fuse-overlayfs and containers/storage write it
 OPAQUE = "user.overlay.opaque"
@@ -59,8 +60,7 @@ def layer(store, source, diff_id=None, limits=None):
             return userns.call(_layer, store, descriptor, folder, diff_id, limits, keep=[descriptor])
         finally:
             # Files of other owners, and folders without rights, are removed by who may.
-            if os.path.exists(os.path.join(folder, "layer")):
-                userns.call(remove, folder)
+            remove(os.path.join(folder, "layer"))
 
 
 def summary(store, diff_id):
@@ -77,127 +77,12 @@ def summary(store, diff_id):
     return {os.fsencode(entry[0]): entry for entry in entries}
 
 
-def visible(layers):
-    """Those of the layers' folders (lowest first) that count: overlay does not look whether the top is opaque."""
-    for at in range(len(layers) - 1, 0, -1):
-        if is_opaque(layers[at]):
-            return layers[at:]
-    return layers
-
-
-def is_opaque(folder):
-    """Whether a folder of a layer (path or descriptor) hides what lower layers have in it."""
-    try:
-        return os.getxattr(folder, OPAQUE) == b"y"
-    except OSError as exc:
-        if exc.errno not in (errno.ENODATA, errno.ENOTSUP):
-            raise
-    try:
-        os.stat(WHITEOUT + b".wh..opq" if isinstance(folder, int) else os.path.join(folder, ".wh..wh..opq"),
-                dir_fd=folder if isinstance(folder, int) else None, follow_symlinks=False)  # fmt: skip
-        return True
-    except FileNotFoundError:
-        return False
-
-
-def merged(layers):
-    """What containers see of the layers' folders (lowest first): (path, source, os.DirEntry), folders first, sorted.
-
-    path: relative to the top; source: the entry's path in the layer that it is from. The top itself is not listed.
-    """
-    yield from _merged("", list(reversed(layers)))
-
-
-def _merged(inside, folders):
-    found = {}  # name -> [entry, folders that have it, uppermost first]
-    hidden = set()
-    for folder in folders:
-        here = set()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".wh."):
-                    here.add(entry.name[4:])
-                elif is_whiteout(entry):
-                    here.add(entry.name)
-                elif entry.name not in hidden:
-                    known = found.get(entry.name)
-                    if known is None:
-                        found[entry.name] = [entry, [entry.path]]
-                        if not entry.is_dir(follow_symlinks=False) or is_opaque(entry.path):
-                            here.add(entry.name)
-                    elif entry.is_dir(follow_symlinks=False):
-                        known[1].append(entry.path)
-                        if is_opaque(entry.path):
-                            here.add(entry.name)
-                    else:
-                        here.add(entry.name)
-        hidden |= here
-        if is_opaque(folder):
-            break
-    for name in sorted(found):
-        entry, below = found[name]
-        path = f"{inside}/{name}" if inside else name
-        yield path, entry.path, entry
-        if entry.is_dir(follow_symlinks=False):
-            yield from _merged(path, below)
-
-
 def is_whiteout(entry):
     """Whether an os.DirEntry is a whiteout as overlay has it."""
     if entry.is_symlink() or entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
         return False
     status = entry.stat(follow_symlinks=False)
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-
-
-def remove(folder):
-    """Remove all that is in a folder, whatever its modes are; follows no links. Runs where its owners are mapped."""
-    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | OPEN)
-    try:
-        while True:
-            names = os.listdir(top)
-            if not names:
-                return
-            for name in names:
-                remove_at(top, os.fsencode(name), deep=top)
-    finally:
-        os.close(top)
-
-
-def remove_at(parent, name, path=b"", gone=None, deep=None, depth=0):
-    """Remove `name` (bytes) from the folder with descriptor `parent`; gone(path) is told of all that goes.
-
-    What is deeper than descriptors and recursion reach is moved to the folder with descriptor `deep`.
-    """
-    try:
-        os.unlink(name, dir_fd=parent)
-    except IsADirectoryError:
-        pass
-    except FileNotFoundError:
-        return
-    else:
-        if gone:
-            gone(path)
-        return
-    if depth > 200 and deep is not None:
-        os.rename(name, b"deep-%d" % os.lstat(name, dir_fd=parent).st_ino, src_dir_fd=parent, dst_dir_fd=deep)
-        return
-    try:
-        here = os.open(name, os.O_RDONLY | os.O_DIRECTORY | OPEN, dir_fd=parent)
-    except PermissionError:
-        os.chmod(name, 0o700, dir_fd=parent)
-        here = os.open(name, os.O_RDONLY | os.O_DIRECTORY | OPEN, dir_fd=parent)
-    try:
-        if os.geteuid() and os.fstat(here).st_mode & 0o300 != 0o300:
-            os.fchmod(here, 0o700)
-        for child in os.listdir(here):
-            child = os.fsencode(child)
-            remove_at(here, child, path + b"/" + child, gone, deep, depth + 1)
-    finally:
-        os.close(here)
-    os.rmdir(name, dir_fd=parent)
-    if gone:
-        gone(path)
 
 
 def ids(kind):
@@ -253,6 +138,7 @@ class Writer:
         self.gids = ids("gid")
         self.root = os.geteuid() == 0
         self.apparent = 0
+        self.replaced = 0
 
     def close(self):
         self._forget()
@@ -360,9 +246,15 @@ class Writer:
         if record is None:
             return
         if record[0] == "d":
+            self.replaced += 1
+            if self.replaced > 1000:  # each takes a look at all that was unpacked
+                raise Error("the layer has more than 1000 folders and files of the same name")
             self._forget()
             parent = self._open(path.rpartition(b"/")[0])
-        remove_at(parent, base, path, lambda gone: self.records.pop(gone, None))
+            below = path + b"/"
+            for child in [child for child in self.records if child.startswith(below)]:
+                del self.records[child]
+        remove_at(parent, base)
         if record[0] == "w":
             remove_at(parent, WHITEOUT + base)
         self.records.pop(path, None)

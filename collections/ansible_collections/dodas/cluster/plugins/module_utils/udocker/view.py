@@ -77,7 +77,7 @@ class View:
     """Folders of unpacked layers, lowest first, as one tree. They stay as they are while it is in use."""
 
     def __init__(self, layers):
-        from .unpack import is_opaque
+        from .trees import is_opaque
 
         self._is_opaque = is_opaque
         self._lists = {}
