@@ -114,6 +114,7 @@ class Namespaced:
             os.close(root)
         if spec.read_only:
             mounts.protect(folder)
+        process.forget_imports(spec, ids)
         mounts.enter(folder)
         if spec.hostname:
             linux.sethostname(spec.hostname)
@@ -134,7 +135,7 @@ class Namespaced:
                 report.fail(exc)
 
         ids = userns.maps()
-        pid, shown = _join(running["shown"], main, attached)
+        pid, shown = _join(running["shown"], main, spec, attached)
         entered = process.Running(pid, self.name, shown)
         if ready:
             ready(entered)
@@ -150,7 +151,7 @@ class Namespaced:
 
         def work():
             os.close(source)
-            _forget_imports()
+            process.forget_imports()
             answer = userns._answer(function, ("/", *args))
             with open(target, "wb") as stream:
                 stream.write(len(answer).to_bytes(8, "little") + answer)
@@ -180,7 +181,7 @@ class Namespaced:
         trees.remove(directory)
 
 
-def _join(shown, main, attached=True):
+def _join(shown, main, spec=None, attached=True):
     """Run main() in a child of this process, in the namespaces of process `shown`; returns as userns.spawn() does."""
     opened = _namespaces(shown)
     owner = linux.ioctl(opened[0], linux.NS_GET_USERNS)
@@ -189,6 +190,7 @@ def _join(shown, main, attached=True):
     if not between:
         try:
             own = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+            process.forget_imports(spec, userns.maps())
             linux.setns(owner, linux.CLONE_NEWUSER)
             for descriptor in opened:
                 linux.setns(descriptor)
@@ -244,10 +246,3 @@ def _namespaces(shown):
             for descriptor in opened:
                 os.close(descriptor)
     raise Error(f"the container of process {shown} cannot be entered: it is another user's, or ends", 125)
-
-
-def _forget_imports():
-    """Let no file of the container be taken for a module."""
-    import sys
-
-    sys.meta_path[:] = [one for one in sys.meta_path if getattr(one, "__name__", "") != "PathFinder"]

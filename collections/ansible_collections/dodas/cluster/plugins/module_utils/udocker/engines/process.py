@@ -130,9 +130,7 @@ class Report:
         else:
             code, message = 125, str(exc)
         if not isinstance(exc, (Error, OSError)):
-            import traceback
-
-            message = traceback.format_exc()
+            message = f"{type(exc).__name__}: {exc}"
         try:
             os.write(self.target, f"{code}{_FAILURE}{message}".encode("utf-8", "replace")[:4000])
         finally:
@@ -203,6 +201,20 @@ def _limit(limits):
                 raise Error(f"the limit {name} cannot be set to {value}: {exc}", 125) from exc
 
 
+def forget_imports(spec=None, ids=None):
+    """Let no file of the container be taken for a module: called before its root becomes this process's.
+
+    What execute() imports for a spec and its ids is imported before.
+    """
+    import sys
+
+    if spec and spec.limits:
+        import resource  # noqa: F401
+    if ids and ids.kind == "one":
+        from .. import emulation  # noqa: F401
+    sys.meta_path[:] = [one for one in sys.meta_path if getattr(one, "__name__", "") != "PathFinder"]
+
+
 def parse_cpus(text):
     """The numbers that "0-2,4" names; raises Error."""
     found = set()
@@ -227,6 +239,10 @@ def _take(user, ids):
             for name, text in (("setgroups", "deny"), ("uid_map", f"{user.uid} 0 1"), ("gid_map", f"{user.gid} 0 1")):
                 userns._write("self", name, text)  # no text file: an encoding would have to be imported
             userns.become(ids, user.uid, user.gid, [])
+        else:
+            from .. import emulation
+
+            emulation.install()
         return
     if not ids.has(user.uid, user.gid):
         have = sum(count for _inside, _outside, count in ids.uids)
