@@ -30,6 +30,12 @@ class Session:
         self.level = DEBUG if general.debug else RESULT if general.quiet else self.config.verbose_level
         self.json = general.json
         self._store = None
+        for variable, value in (
+            ("UDOCKER_PROOT", self.config.use_proot_executable),
+            ("UDOCKER_FUSE_OVERLAYFS", self.config.use_fuse_overlayfs_executable),
+        ):
+            if value and value != "UDOCKER":
+                os.environ.setdefault(variable, value)
         for text in self.config.warnings:
             self.warn(text)
 
@@ -39,7 +45,25 @@ class Session:
             from ..store import Store
 
             self._store = Store(self.config.topdir)
+            self._store.access = self._access()
         return self._store
+
+    def _access(self):
+        """How registries are reached, as registry.connect takes it."""
+        config = self.config
+        found = {
+            "proxy": config.http_proxy or None,
+            "insecure": self.general.insecure or config.http_insecure or config.insecure_registries,
+            "ca_file": config.ca_file or None,
+            "keystore": os.path.join(self._store.root, os.path.expanduser(config.keystore)),
+            "connect": float(config.ctimeout),
+        }
+        if config.registry_mirrors or config.dockerio_registry_url:
+            from ..reference import DEFAULT_REGISTRY
+
+            found["mirrors"] = {DEFAULT_REGISTRY: config.registry_mirrors}
+            found["locations"] = {DEFAULT_REGISTRY: config.dockerio_registry_url or None}
+        return found
 
     def engine(self, options=None):
         """The engine that was asked for, or None."""

@@ -551,3 +551,81 @@ def _protection(session, key, wanted):
         (images.protect if wanted else images.unprotect)(session.store, parse(key).name)
         return
     (library.protect if wanted else library.unprotect)(container)
+
+
+# Content
+
+
+def cp(session, options):
+    from .. import exchange
+
+    source, target = options.arguments
+    exchange.copy(session.store, source, target, options.archive, options.follow_link)
+
+
+def diff(session, options):
+    from .. import exchange
+
+    changes = exchange.diff(library.find(session.store, options.arguments[0]))
+    if options.json or session.json:
+        from ..records import dumps
+
+        session.out(dumps([{"Kind": kind, "Path": path} for kind, path in changes]))
+        return
+    for kind, path in changes:
+        session.out("{} {}".format(kind, path))
+
+
+def commit(session, options):
+    from .. import exchange
+    from .progress import of
+
+    key, name = (options.arguments + [None])[:2]
+    with of(session) as progress:
+        image = exchange.commit(
+            library.find(session.store, key), name, message=options.message or "", author=options.author or "",
+            changes=options.change, progress=progress,
+        )  # fmt: skip
+    session.out(image.config)
+
+
+# How it is run
+
+
+def setup(session, options):
+    container = library.find(session.store, options.arguments[0])
+    if not {"execmode", "nvidia", "purge", "fixperm"} & options.given:
+        session.out("execmode: " + (container.record.get("mode") or mode(container)))
+        session.out("nvidiamode: " + str(bool(container.options["nvidia"])))
+        return
+    if options.execmode:
+        if container.protected:
+            raise Error("container is protected")
+        _set_engine(session, container, options.execmode)
+    if options.nvidia:
+        container.record.setdefault("options", {})["nvidia"] = True
+        container.write_record()
+    if options.purge or options.fixperm:
+        session.debug("nothing of that is needed here: mounts leave nothing, and files are the user's")
+
+
+def _set_engine(session, container, wanted):
+    """Change the engine of a container that exists: of the others, to what keeps a plain tree in ROOT."""
+    from .. import engines
+
+    name = wanted.upper()
+    if name in ("F1", "F2", "F3", "F4", "S1"):
+        session.warn("{} has no like here: {} goes on with engine {}".format(
+            name, container.name, container.record["engine"]))  # fmt: skip
+        return
+    engine = engines.choose(session.store, wanted)
+    has = container.record["engine"]
+    if engine.name != has:
+        if engine.name not in ("directory", "proot"):
+            both = "{} has a plain tree, which engine {} does not take: make a new container with run --engine={}"
+            raise Error(both.format(container.name, engine.name, engine.name))
+        if has not in ("directory", "proot"):
+            library.materialise(container)
+        container.record["engine"] = engine.name
+    container.record["mode"] = name if name in engines.MODES else None
+    container.write_record()

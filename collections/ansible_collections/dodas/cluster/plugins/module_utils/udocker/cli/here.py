@@ -106,3 +106,80 @@ def completion(session, options):
     from . import completion as shells
 
     session.out(shells.script(options.arguments[0]))
+
+
+def info(session, options):
+    """Engines, and what they would need; the store; in docker's dialect with docker's names."""
+    from .. import containers, engines
+
+    found = engines.probe(session.store, options.probe)
+    if session.docker or options.format:
+        return _docker_info(session, options, found)
+    if options.json or session.json:
+        from ..records import dumps
+
+        session.out(dumps({"engines": {name: why or "works" for name, why in found.items()}, "root": session.store.root}))
+        return 0
+    session.out("udocker:    " + __version__)
+    session.out("store:      " + session.store.root)
+    session.out("containers: {}".format(len(containers.listed(session.store))))
+    session.out("images:     {}".format(len(session.store.images())))
+    best = next((name for name, why in found.items() if why is None), None)
+    session.out("engines:")
+    for name, why in found.items():
+        text = why if why else "works" + (", and is used unless another is asked for" if name == best else "")
+        session.out("  {:<10} {}".format(name, text))
+    return 0 if best else 1
+
+
+def _docker_info(session, options, found):
+    import os
+
+    from .. import containers, reference
+
+    listed = containers.listed(session.store)
+    running = sum(container.is_running() for container in listed)
+    machine, facts = os.uname(), version_facts()["Server"]
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    about = {
+        "ID": machine.nodename,
+        "Containers": len(listed), "ContainersRunning": running, "ContainersPaused": 0,
+        "ContainersStopped": len(listed) - running,
+        "Images": len({image.config for image in session.store.images()}),
+        "ServerVersion": facts["Version"],
+        "Driver": next((name for name, why in found.items() if why is None), "none"),
+        "LoggingDriver": "json-file", "CgroupDriver": "none", "CgroupVersion": "2",
+        "KernelVersion": machine.release, "OperatingSystem": _system(), "OSType": "linux",
+        "Architecture": machine.machine, "NCPU": os.cpu_count() or 1, "MemTotal": pages,
+        "DockerRootDir": session.store.root, "Name": machine.nodename, "Debug": session.general.debug,
+        "SecurityOptions": ["name=rootless"], "Runtimes": {"udocker": {"path": "udocker"}}, "DefaultRuntime": "udocker",
+        "Swarm": {"LocalNodeState": "inactive"}, "IndexServerAddress": reference.CREDENTIALS_KEY,
+        "Engines": {name: why or "works" for name, why in found.items()},
+    }  # fmt: skip
+    if options.format or session.json:
+        from . import template
+
+        session.out(template.render(options.format or "json", about))
+        return 0
+    session.out("Server:")
+    for name, key in (
+        ("Containers", "Containers"), (" Running", "ContainersRunning"), (" Paused", "ContainersPaused"),
+        (" Stopped", "ContainersStopped"), ("Images", "Images"), ("Server Version", "ServerVersion"),
+        ("Storage Driver", "Driver"), ("Logging Driver", "LoggingDriver"), ("Cgroup Driver", "CgroupDriver"),
+        ("Kernel Version", "KernelVersion"), ("Operating System", "OperatingSystem"), ("OSType", "OSType"),
+        ("Architecture", "Architecture"), ("CPUs", "NCPU"), ("Total Memory", "MemTotal"), ("Name", "Name"),
+        ("Docker Root Dir", "DockerRootDir"),
+    ):  # fmt: skip
+        session.out(" {}: {}".format(name, about[key]))
+    return 0
+
+
+def _system():
+    try:
+        with open("/etc/os-release", encoding="utf-8", errors="replace") as source:
+            for line in source:
+                if line.startswith("PRETTY_NAME="):
+                    return line.partition("=")[2].strip().strip('"')
+    except OSError:
+        pass
+    return "Linux"

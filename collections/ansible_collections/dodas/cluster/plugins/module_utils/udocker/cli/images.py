@@ -7,22 +7,10 @@ from .. import reference
 from ..errors import Error, NotFound
 
 
-def access(session, options=None):
-    """How registries are reached, as registry.connect takes it."""
-    config = session.config
-    given = {}
-    proxy = getattr(options, "httpproxy", None) or config.http_proxy
-    if proxy:
-        given["proxy"] = proxy
-    if session.general.insecure or config.http_insecure:
-        given["insecure"] = True
-    elif config.insecure_registries:
-        given["insecure"] = config.insecure_registries
-    if config.registry_mirrors:
-        given["mirrors"] = {reference.DEFAULT_REGISTRY: config.registry_mirrors}
-    if config.ca_file:
-        given["ca_file"] = config.ca_file
-    return given
+def _reach(session, options):
+    """Let the store's registries be reached as the command says."""
+    if getattr(options, "httpproxy", None):
+        session.store.access["proxy"] = options.httpproxy
 
 
 def pull(session, options):
@@ -30,16 +18,16 @@ def pull(session, options):
     from .progress import of
 
     name = options.arguments[0]
-    given = access(session, options)
+    _reach(session, options)
     names = [name]
     if options.all_tags:
         place = reference.parse(name, options.registry)
-        names = ["{}:{}".format(name, tag) for tag in transfer.tags(place, session.store, **given)]
+        names = ["{}:{}".format(name, tag) for tag in transfer.tags(place, session.store)]
     for each in names:
         wanted = reference.parse(each)
         asked = reference.parse(each, options.registry) if options.registry else wanted
         with of(session, options.quiet) as progress:
-            image = transfer.pull(session.store, asked, options.platform, progress, **given)
+            image = transfer.pull(session.store, asked, options.platform, progress)
         if asked.name != wanted.name:  # a registry's image under the name that was given
             image.name = wanted.name
             session.store.write_image(image)
@@ -57,7 +45,7 @@ def push(session, options):
     from .. import transfer
     from .progress import of
 
-    given = access(session, options)
+    _reach(session, options)
     name = options.arguments[0]
     names = [name]
     if options.all_tags:
@@ -69,7 +57,7 @@ def push(session, options):
         image = library.find(session.store, each)
         target = reference.parse(each, options.registry) if options.registry else None
         with of(session, options.quiet) as progress:
-            digest = transfer.push(session.store, image.name, target, progress, **given)
+            digest = transfer.push(session.store, image.name, target, progress)
         if session.docker:
             where = target or reference.parse(each)
             session.out("{}: digest: {} size: {}".format(where.tag or "", digest, image.size))
@@ -80,15 +68,15 @@ def push(session, options):
 def search(session, options):
     from .. import transfer
 
-    given = access(session, options)
+    _reach(session, options)
     expression = options.arguments[0]
     if options.list_tags:
-        for tag in transfer.tags(reference.parse(expression, options.registry), session.store, **given):
+        for tag in transfer.tags(reference.parse(expression, options.registry), session.store):
             session.out(tag)
         return
     index = options.index or session.config.dockerio_index_url or None
     host = _registry(options.registry) if options.registry else None
-    found = transfer.search(expression, host, index, session.store, **given)
+    found = transfer.search(expression, host, index, session.store)
     limit = _number(options.limit, "limit") if options.limit else 0
     if options.format:
         _search_formatted(session, options, found, limit)
@@ -161,11 +149,13 @@ def login(session, options):
         import getpass
 
         password = getpass.getpass("password: ")
-    given = access(session, options)
-    given.pop("mirrors", None)
-    client = Client(**given)
+    access = dict(session.store.access)
+    keystore = access.pop("keystore")
+    location = access.pop("locations", {}).get(host)
+    access.pop("mirrors", None)
+    client = Client(**access)
     try:
-        kept, asked = registry.login(host, name, password, auth.Credentials(_keystore(session)), client)
+        kept, asked = registry.login(host, name, password, auth.Credentials(keystore), client)
     finally:
         client.close()
     if not asked:
@@ -180,7 +170,7 @@ def logout(session, options):
 
     where = options.registry or (options.arguments[0] if options.arguments else "")
     host = None if options.all else _registry(where)
-    gone = auth.Credentials(_keystore(session)).forget(host)
+    gone = auth.Credentials(session.store.access["keystore"]).forget(host)
     if session.docker:
         session.out("Removing login credentials for " + (host or "all registries"))
     elif not gone and host:
@@ -189,10 +179,6 @@ def logout(session, options):
 
 def _registry(where):
     return reference.parse("x", where).registry if where else reference.DEFAULT_REGISTRY
-
-
-def _keystore(session):
-    return os.path.join(session.store.root, os.path.expanduser(session.config.keystore))
 
 
 def manifest(session, options):
@@ -204,9 +190,8 @@ def manifest(session, options):
         from .parser import UsageError
 
         raise UsageError("manifest {}: there is inspect alone".format(action), "manifest")
-    document = transfer.inspect(
-        reference.parse(name, options.registry), options.platform, session.store, **access(session, options)
-    )
+    _reach(session, options)
+    document = transfer.inspect(reference.parse(name, options.registry), options.platform, session.store)
     session.out(pretty(document))
 
 
