@@ -4,7 +4,7 @@ RUN := tests/setup
 PARTS := lint unit conformance molecule integration
 
 .DEFAULT_GOAL := help
-.PHONY: help test $(PARTS) nightly docs pins clean
+.PHONY: help test $(PARTS) nightly docs udocker pins clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,6 +33,9 @@ nightly: ## what takes too long for every change: names from 100,000 tokens, and
 
 docs: ## reference of the collection, in build/docs
 	@$(RUN) tests/lint/run docs
+
+udocker: ## the container runtime, one file, in build/udocker
+	@mkdir -p build && python3 -IS collections/ansible_collections/dodas/cluster/plugins/module_utils/udocker/bundle.py build/udocker
 
 pins: ## requirements*.txt from requirements*.in
 	@$(RUN) tests/pins

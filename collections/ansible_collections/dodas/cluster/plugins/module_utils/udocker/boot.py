@@ -6,11 +6,10 @@ where it may not write there, each module when it is imported. bundle.py puts th
 it is not imported as a module, and needs nothing that Python has not loaded already.
 """
 
-import marshal
-import sys
-
 import _frozen_importlib
 import _frozen_importlib_external
+import marshal
+import sys
 
 PACKAGE = "udocker"
 

@@ -68,7 +68,7 @@ def modules():
             if name == "__init__.py":
                 found[".".join(parts)] = (os.path.join(folder, name), True)
             elif name.endswith(".py") and name not in ("__main__.py", "boot.py"):
-                found[".".join(parts + [name[:-3]])] = (os.path.join(folder, name), False)
+                found[".".join([*parts, name[:-3]])] = (os.path.join(folder, name), False)
     return found
 
 
@@ -115,7 +115,7 @@ def build():
 def write(path):
     """Make the program as file `path`, executable, as a whole or not at all."""
     content = build()
-    temporary = "{}.{}".format(path, os.getpid())
+    temporary = f"{path}.{os.getpid()}"
     try:
         with open(temporary, "wb") as target:
             target.write(content)
@@ -138,7 +138,7 @@ def version():
 def _filled(text, size):
     content = text.encode()
     if len(content) >= size:
-        raise ValueError("{} bytes where there is room for {}".format(len(content), size))
+        raise ValueError(f"{len(content)} bytes where there is room for {size}")
     return content + b" " * (size - len(content) - 1) + b"\n"
 
 

@@ -108,7 +108,7 @@ class Config:
             if needed:
                 from .errors import Error
 
-                raise Error("the configuration cannot be read: {}".format(exc)) from None
+                raise Error(f"the configuration cannot be read: {exc}") from None
             return
         self.files.append(path)
         for number, line in enumerate(_joined(lines), 1):
@@ -118,9 +118,9 @@ class Config:
             name, equals, value = text.partition("=")
             if not equals:
                 name, equals, value = text.partition(":")
-            where = "{}, line {}".format(path, number)
+            where = f"{path}, line {number}"
             if not equals:
-                self.warnings.append("{}: {!r} is no `name = value`".format(where, text))
+                self.warnings.append(f"{where}: {text!r} is no `name = value`")
             elif name.strip().lower() not in keep:
                 self._set(name.strip().lower(), value.strip(), where)
 
@@ -129,12 +129,12 @@ class Config:
         if name in UNUSED:
             return
         if name not in known:
-            self.warnings.append("{}: nothing is called {}".format(where, name))
+            self.warnings.append(f"{where}: nothing is called {name}")
             return
         try:
             setattr(self, name, _value(text, known[name]))
         except ValueError as exc:
-            self.warnings.append("{}: {}: {}".format(where, name, exc))
+            self.warnings.append(f"{where}: {name}: {exc}")
 
 
 def _joined(lines):
@@ -158,13 +158,13 @@ def _value(text, default):
         return default
     if isinstance(default, bool):
         if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-            raise ValueError("{!r} is neither True nor False".format(text))
+            raise ValueError(f"{text!r} is neither True nor False")
         return text.lower() in ("true", "1", "yes", "on")
     if isinstance(default, int):
         try:
             return int(text)
         except ValueError:
-            raise ValueError("{!r} is no number".format(text)) from None
+            raise ValueError(f"{text!r} is no number") from None
     if isinstance(default, list):
         if text[:1] in "([{":
             import ast
@@ -172,7 +172,7 @@ def _value(text, default):
             try:
                 return [str(one) for one in ast.literal_eval(text)]
             except (ValueError, SyntaxError, TypeError):
-                raise ValueError("{!r} is no list".format(text)) from None
+                raise ValueError(f"{text!r} is no list") from None
         return text.replace(",", " ").split()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         return text[1:-1]

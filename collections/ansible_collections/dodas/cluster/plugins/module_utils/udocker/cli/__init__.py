@@ -119,7 +119,7 @@ def main(argv):
     except OSError as exc:
         if debug:
             _traceback()
-        _write(sys.stderr, "Error: {}\n".format(exc))
+        _write(sys.stderr, f"Error: {exc}\n")
     except Exception as exc:
         if debug:
             _traceback()
@@ -191,10 +191,10 @@ def _count_general(words):
 def _report(exc, dialect):
     from .parser import UsageError
 
-    _write(sys.stderr, "Error: {}\n".format(exc))
+    _write(sys.stderr, f"Error: {exc}\n")
     if isinstance(exc, UsageError):
         command = " " + exc.command if exc.command else ""
-        _write(sys.stderr, "See: {}{} --help\n".format(dialect, command))
+        _write(sys.stderr, f"See: {dialect}{command} --help\n")
         if dialect == "docker" and exc.status == 1:
             return 125
     return exc.status
@@ -221,6 +221,6 @@ def _end(status):
     except BrokenPipeError:
         status = status or BROKEN_PIPE
     except OSError as exc:
-        os.write(2, "Error: cannot write: {}\n".format(exc).encode())
+        os.write(2, f"Error: cannot write: {exc}\n".encode())
         status = status or 1
     os._exit(status)

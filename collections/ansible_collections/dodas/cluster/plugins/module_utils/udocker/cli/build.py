@@ -19,7 +19,7 @@ def build(session, options):
         temporary = _fetched(place)
         place = temporary.name
     elif not os.path.isdir(place):
-        raise Error("{} is no folder".format(place))
+        raise Error(f"{place} is no folder")
     if file == "-":
         text, file = sys.stdin.read(), None
     elif file and not os.path.isabs(file) and not os.path.exists(file) and place:
@@ -28,7 +28,7 @@ def build(session, options):
     for volume in options.volume:
         parts = volume.split(":")
         if len(parts) > 1 and parts[1] != parts[0]:
-            raise Error("--volume {}: RUN sees a folder under its own name here".format(volume))
+            raise Error(f"--volume {volume}: RUN sees a folder under its own name here")
         volumes.append(parts[0])
     try:
         with Progress(session, options.quiet) as progress:
@@ -96,7 +96,7 @@ def _secrets(texts):
         facts = dict(part.partition("=")[::2] for part in text.split(","))
         name = facts.get("id")
         if not name:
-            raise Error("--secret {}: id=NAME,src=FILE is expected".format(text))
+            raise Error(f"--secret {text}: id=NAME,src=FILE is expected")
         path = facts.get("src") or facts.get("source")
         variable = facts.get("env") or (name if name in os.environ and not path else None)
         found[name] = ("env", variable) if variable and not path else path or name
@@ -111,16 +111,16 @@ def _fetched(place):
     repository, _hash, branch = place.partition("#")
     branch, _colon, below = branch.partition(":")
     if below:
-        raise Error("{}: a folder within a repository is not taken: clone it".format(place))
+        raise Error(f"{place}: a folder within a repository is not taken: clone it")
     if not (repository.endswith(".git") or repository.startswith("git")):
-        raise Error("{}: a git repository or a folder is expected".format(place))
+        raise Error(f"{place}: a git repository or a folder is expected")
     folder = tempfile.TemporaryDirectory()
     line = ["git", "clone", "--quiet", "--depth=1"] + (["--branch", branch] if branch else []) + ["--", repository, folder.name]
     try:
         subprocess.run(line, check=True)
     except (OSError, subprocess.CalledProcessError) as exc:
         folder.cleanup()
-        raise Error("{} cannot be cloned: {}".format(repository, exc)) from None
+        raise Error(f"{repository} cannot be cloned: {exc}") from None
     return folder
 
 
@@ -131,7 +131,7 @@ def _write(session, text, image):
     facts = dict(part.partition("=")[::2] for part in text.split(",")) if "=" in text else {"dest": text}
     kind, path = facts.get("type", "docker"), facts.get("dest")
     if kind not in ("docker", "oci", "image") or (kind != "image" and not path):
-        raise Error("--output {}: type=docker or oci, and dest=FILE are possible".format(text))
+        raise Error(f"--output {text}: type=docker or oci, and dest=FILE are possible")
     if path:
         archives.save(session.store, [image.name], path, kind="oci" if kind == "oci" else "docker")
 

@@ -95,7 +95,7 @@ def script(shell):
     """The text that a shell evaluates; raises Error for one that is not known."""
     makers = {"bash": _bash, "zsh": _zsh, "fish": _fish}
     if shell not in makers:
-        raise Error("no completion for {}: there is bash, zsh and fish".format(shell))
+        raise Error(f"no completion for {shell}: there is bash, zsh and fish")
     return makers[shell]().rstrip("\n")
 
 
@@ -112,8 +112,7 @@ def kinds_of(arguments):
 def _spellings(options, valued=None):
     for spellings, kind, _value, _text in options:
         if valued is None or kind.startswith(("=", "*")) == valued:
-            for spelling in spellings.split():
-                yield spelling
+            yield from spellings.split()
 
 
 def _bash():
@@ -122,7 +121,7 @@ def _bash():
     for name, (_group, arguments, _summary, _function, options, _examples, _text) in COMMANDS.items():
         words = " ".join(_spellings([option for option in options if is_shown(option)]))
         kinds = " ".join(kinds_of(arguments))
-        cases.append('    {}) words="{} --help" names="{}" ;;\n'.format(name, words, kinds).replace('" --help', '"--help'))
+        cases.append(f'    {name}) words="{words} --help" names="{kinds}" ;;\n'.replace('" --help', '"--help'))
         files |= {spelling for option in options if option[2] in ("FILE", "FOLDER", "PATH")
                   for spelling in option[0].split() if spelling.startswith("--")}  # fmt: skip
     return BASH.format(
@@ -161,21 +160,21 @@ def _fish():
     for option in GENERAL:
         lines.append(_fish_option(bare, option))
     for name, (_group, arguments, summary, _function, options, _examples, _text) in COMMANDS.items():
-        lines.append("complete -c udocker -n {} -a {} -d {}".format(bare, name, _quoted(summary)))
+        lines.append(f"complete -c udocker -n {bare} -a {name} -d {_quoted(summary)}")
         seen = _quoted("__fish_seen_subcommand_from " + name)
         lines += [_fish_option(seen, option) for option in options if is_shown(option)]
         for kind in kinds_of(arguments):
             ask = {"containers": CONTAINERS, "images": IMAGES}[kind]
-            ask = "(udocker {} 2>/dev/null | string split ,)".format(ask)
-            lines.append("complete -c udocker -n {} -a {} -d {}".format(seen, _quoted(ask), kind[:-1]))
+            ask = f"(udocker {ask} 2>/dev/null | string split ,)"
+            lines.append(f"complete -c udocker -n {seen} -a {_quoted(ask)} -d {kind[:-1]}")
         if not kinds_of(arguments) and arguments:
-            lines.append("complete -c udocker -n {} -F".format(seen))
+            lines.append(f"complete -c udocker -n {seen} -F")
     return "\n".join(lines)
 
 
 def _fish_option(condition, option):
     spellings, kind, value, text = option
-    line = "complete -c udocker -n {}".format(condition)
+    line = f"complete -c udocker -n {condition}"
     for spelling in spellings.split():
         line += " -l " + spelling[2:] if spelling.startswith("--") else " -s " + spelling[1:]
     if kind in ("=", "*"):

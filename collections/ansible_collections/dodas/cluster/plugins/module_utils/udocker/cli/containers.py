@@ -115,7 +115,7 @@ def _chosen(session, options):
         found = [container for container in found if _passes(session, container, key, values)]
     last = 1 if options.latest else int(options.last or 0) if (options.last or "0").lstrip("-").isdigit() else None
     if last is None:
-        raise Error("--last {} is no number".format(options.last))
+        raise Error(f"--last {options.last} is no number")
     return found[:last] if last > 0 else found
 
 
@@ -129,7 +129,7 @@ def _passes(session, container, key, values):
             return any(re.search(value, "/" + name) or re.search(value, name)
                        for value in values for name in container.names())  # fmt: skip
         except re.error as exc:
-            raise Error("--filter name={}: {}".format(values, exc)) from None
+            raise Error(f"--filter name={values}: {exc}") from None
     if key == "status":
         return container.state()["status"] in values
     if key == "label":
@@ -148,7 +148,7 @@ def _passes(session, container, key, values):
         return created < other if key == "before" else created > other
     if key in ("network", "volume", "publish", "expose", "is-task", "isolation"):
         return key == "network" and (container.options["network"] or "host") in values
-    raise Error("--filter {}: one of id, name, status, label, ancestor, exited, health, before, since".format(key))
+    raise Error(f"--filter {key}: one of id, name, status, label, ancestor, exited, health, before, since")
 
 
 def _has_label(labels, text):
@@ -219,9 +219,9 @@ def command_of(container):
 
 def status_text(container, state=None):
     """In docker's words: Up 5 minutes, Exited (0) 2 hours ago, Created."""
-    from .output import ago, span
-
     import time
+
+    from .output import ago, span
 
     state = state or container.state()
     status = state["status"]
@@ -318,7 +318,7 @@ def _seconds(text, what, default=None):
     try:
         return float(text)
     except ValueError:
-        raise Error("--{} {} is no number of seconds".format(what, text)) from None
+        raise Error(f"--{what} {text} is no number of seconds") from None
 
 
 def stop(session, options):
@@ -377,7 +377,7 @@ def logs(session, options):
     container = library.find(session.store, options.arguments[0])
     tail = None if options.tail in (None, "all", "-1") else options.tail
     if tail is not None and not tail.isdigit():
-        raise Error("--tail {} is no number of lines".format(tail))
+        raise Error(f"--tail {tail} is no number of lines")
     since, until = moment(options.since, "since"), moment(options.until, "until")
     runtime.logs(container, options.follow, None if tail is None else int(tail), since, until, options.timestamps)
 
@@ -405,7 +405,7 @@ def moment(text, what):
     try:
         return datetime.datetime.fromisoformat(digits).timestamp()
     except ValueError:
-        raise Error("--{} {}: 2024-05-06T07:08:09 is a time, and 10m is ten minutes ago".format(what, text)) from None
+        raise Error(f"--{what} {text}: 2024-05-06T07:08:09 is a time, and 10m is ten minutes ago") from None
 
 
 def top(session, options):
@@ -440,9 +440,9 @@ def stats(session, options):
             "ID": container.id if options.no_trunc else container.id[:12],
             "Container": container.id[:12],
             "Name": container.name,
-            "CPUPerc": "{:.2f}%".format(100 * seconds / alive),
-            "MemUsage": "{} / {}".format(size(used), size(memory)),
-            "MemPerc": "{:.2f}%".format(100.0 * used / memory if memory else 0),
+            "CPUPerc": f"{100 * seconds / alive:.2f}%",
+            "MemUsage": f"{size(used)} / {size(memory)}",
+            "MemPerc": f"{100.0 * used / memory if memory else 0:.2f}%",
             "NetIO": "-- / --",
             "BlockIO": "-- / --",
             "PIDs": str(count),
@@ -486,12 +486,12 @@ def port(session, options):
     if wanted and "/" not in wanted:
         wanted += "/tcp"
     if wanted and not ports.get(wanted):
-        raise Error("no public port '{}' published for {}".format(wanted, options.arguments[0]))
+        raise Error(f"no public port '{wanted}' published for {options.arguments[0]}")
     for inside, bindings in sorted(ports.items()):
         for binding in bindings or []:
             text = "{}:{}".format(binding.get("HostIp") or "0.0.0.0", binding.get("HostPort"))
             if wanted in (None, inside):
-                session.out(text if wanted else "{} -> {}".format(inside, text))
+                session.out(text if wanted else f"{inside} -> {text}")
 
 
 # Names and protection
@@ -526,7 +526,7 @@ def name(session, options):
 
 def rmname(session, options):
     library.remove_name(session.store, options.arguments[0])
-    session.say("container name: {} removed.".format(options.arguments[0]))
+    session.say(f"container name: {options.arguments[0]} removed.")
 
 
 def clone(session, options):
@@ -573,14 +573,14 @@ def diff(session, options):
         session.out(dumps([{"Kind": kind, "Path": path} for kind, path in changes]))
         return
     for kind, path in changes:
-        session.out("{} {}".format(kind, path))
+        session.out(f"{kind} {path}")
 
 
 def commit(session, options):
     from .. import exchange
     from .progress import of
 
-    key, name = (options.arguments + [None])[:2]
+    key, name = ([*options.arguments, None])[:2]
     with of(session) as progress:
         image = exchange.commit(
             library.find(session.store, key), name, message=options.message or "", author=options.author or "",

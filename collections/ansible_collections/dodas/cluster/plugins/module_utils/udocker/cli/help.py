@@ -8,13 +8,13 @@ WIDTH = 100
 
 def overview(dialect):
     """What there is: commands by group, general options, a way to begin."""
-    lines = ["Usage: {} [OPTIONS] COMMAND [ARGUMENTS]".format(dialect), ""]
+    lines = [f"Usage: {dialect} [OPTIONS] COMMAND [ARGUMENTS]", ""]
     lines.append("Containers without root: get images, run them, build them.")
     for key, title in GROUPS:
         lines += ["", title + ":"]
         for name, (group, _arguments, summary, *_rest) in COMMANDS.items():
             if group == key:
-                lines.append("  {:<12} {}".format(name, summary))
+                lines.append(f"  {name:<12} {summary}")
     lines += ["", "Options before the command:", *_options(GENERAL), "", "To begin:"]
     for line, text in (
         ("pull debian", "get an image"),
@@ -43,8 +43,8 @@ def command(name, dialect):
     if examples:
         lines += ["", "Examples:"]
         for line, what in examples:
-            line = "  {} {}".format(dialect, line)
-            lines.append("{:<60}  {}".format(line, what).rstrip())
+            line = f"  {dialect} {line}"
+            lines.append(f"{line:<60}  {what}".rstrip())
     return "\n".join(lines) + "\n"
 
 
@@ -60,9 +60,9 @@ def _options(options):
         names = sorted(spellings.split(), key=len)
         left = ("" if len(names[0]) == 2 else "    ") + ", ".join(names)
         if value:
-            left += "[={}]".format(value) if kind == "?" else ("=" if "--" in left else " ") + value
+            left += f"[={value}]" if kind == "?" else ("=" if "--" in left else " ") + value
         first, *rest = wrapped(text, WIDTH - 36)
-        lines.append("  {:<32}  {}".format(left, first))
+        lines.append(f"  {left:<32}  {first}")
         lines += [" " * 36 + line for line in rest]
     return lines
 
@@ -88,13 +88,13 @@ def reference():
             if group != key:
                 continue
             usage = " ".join(filter(None, ("udocker", name, "[OPTIONS]" if options else "", arguments)))
-            lines += ["#### `{}`".format(usage), "", *wrapped(summary + "." + (" " + text if text else ""), 118), ""]
+            lines += [f"#### `{usage}`", "", *wrapped(summary + "." + (" " + text if text else ""), 118), ""]
             shown = [option for option in options if is_shown(option)]
             if shown:
                 lines += ["| option | |", "|---|---|"]
                 for spellings, kind, value, help_ in shown:
-                    names = ", ".join("`{}`".format(spelling) for spelling in sorted(spellings.split(), key=len))
-                    joined = "" if not value else " [`{}`]".format(value) if kind == "?" else " `{}`".format(value)
+                    names = ", ".join(f"`{spelling}`" for spelling in sorted(spellings.split(), key=len))
+                    joined = "" if not value else f" [`{value}`]" if kind == "?" else f" `{value}`"
                     lines.append("| {}{} | {} |".format(names, joined.replace("|", "\\|"), help_.replace("|", "\\|")))
                 lines.append("")
     return "\n".join(lines)

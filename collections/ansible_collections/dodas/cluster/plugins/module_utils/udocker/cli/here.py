@@ -29,7 +29,7 @@ def help_(session, options):
 def version_line(session):
     """-V, --version."""
     if session.docker:
-        session.out("Docker version {}, build udocker-{}".format(DOCKER_VERSION, __version__))
+        session.out(f"Docker version {DOCKER_VERSION}, build udocker-{__version__}")
         return 0
     return version(session, None)
 
@@ -79,7 +79,7 @@ def showconf(session, options):
     session.out("-" * 80)
     session.out("\t\tConfiguration options")
     for name, value in session.config.items():
-        session.out("{} = {}".format(name, value))
+        session.out(f"{name} = {value}")
     session.out("-" * 80)
     for path in session.config.files:
         session.debug("read " + path)
@@ -93,7 +93,7 @@ def mkrepo(session, options):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         os.mkdir(path, 0o700)
     except FileExistsError:
-        raise Error("{} exists already".format(path)) from None
+        raise Error(f"{path} exists already") from None
     for name in ("containers", "images", "layers"):
         os.mkdir(os.path.join(path, name))
 
@@ -122,13 +122,13 @@ def info(session, options):
         return 0
     session.out("udocker:    " + __version__)
     session.out("store:      " + session.store.root)
-    session.out("containers: {}".format(len(containers.listed(session.store))))
-    session.out("images:     {}".format(len(session.store.images())))
+    session.out(f"containers: {len(containers.listed(session.store))}")
+    session.out(f"images:     {len(session.store.images())}")
     best = next((name for name, why in found.items() if why is None), None)
     session.out("engines:")
     for name, why in found.items():
         text = why if why else "works" + (", and is used unless another is asked for" if name == best else "")
-        session.out("  {:<10} {}".format(name, text))
+        session.out(f"  {name:<10} {text}")
     return 0 if best else 1
 
 
@@ -170,7 +170,7 @@ def _docker_info(session, options, found):
         ("Architecture", "Architecture"), ("CPUs", "NCPU"), ("Total Memory", "MemTotal"), ("Name", "Name"),
         ("Docker Root Dir", "DockerRootDir"),
     ):  # fmt: skip
-        session.out(" {}: {}".format(name, about[key]))
+        session.out(f" {name}: {about[key]}")
     return 0
 
 

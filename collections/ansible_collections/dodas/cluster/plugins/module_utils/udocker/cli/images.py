@@ -22,7 +22,7 @@ def pull(session, options):
     names = [name]
     if options.all_tags:
         place = reference.parse(name, options.registry)
-        names = ["{}:{}".format(name, tag) for tag in transfer.tags(place, session.store)]
+        names = [f"{name}:{tag}" for tag in transfer.tags(place, session.store)]
     for each in names:
         wanted = reference.parse(each)
         asked = reference.parse(each, options.registry) if options.registry else wanted
@@ -37,7 +37,7 @@ def pull(session, options):
                 session.out("Status: Image is up to date for " + wanted.familiar)
             session.out(wanted.name)
         else:
-            session.debug("{} is {}".format(wanted.name, image.manifest))
+            session.debug(f"{wanted.name} is {image.manifest}")
 
 
 def push(session, options):
@@ -52,7 +52,7 @@ def push(session, options):
         repository = reference.parse(name).name.rpartition(":")[0]
         names = [image.name for image in session.store.images() if image.name.rpartition(":")[0] == repository]
         if not names:
-            raise NotFound("no image {} in the store".format(name))
+            raise NotFound(f"no image {name} in the store")
     for each in names:
         image = library.find(session.store, each)
         target = reference.parse(each, options.registry) if options.registry else None
@@ -88,7 +88,7 @@ def _number(text, what):
     try:
         return int(text)
     except ValueError:
-        raise Error("--{} {} is no number".format(what, text)) from None
+        raise Error(f"--{what} {text} is no number") from None
 
 
 def _search_formatted(session, options, found, limit):
@@ -151,7 +151,7 @@ def login(session, options):
         password = getpass.getpass("password: ")
     access = dict(session.store.access)
     keystore = access.pop("keystore")
-    location = access.pop("locations", {}).get(host)
+    access.pop("locations", {}).get(host)
     access.pop("mirrors", None)
     client = Client(**access)
     try:
@@ -159,10 +159,10 @@ def login(session, options):
     finally:
         client.close()
     if not asked:
-        session.warn("{} asks nobody for a password".format(host))
+        session.warn(f"{host} asks nobody for a password")
     if session.docker:
         session.out("Login Succeeded")
-    session.debug("kept in {}".format(kept))
+    session.debug(f"kept in {kept}")
 
 
 def logout(session, options):
@@ -174,7 +174,7 @@ def logout(session, options):
     if session.docker:
         session.out("Removing login credentials for " + (host or "all registries"))
     elif not gone and host:
-        raise Error("there are no credentials for {}".format(host))
+        raise Error(f"there are no credentials for {host}")
 
 
 def _registry(where):
@@ -189,7 +189,7 @@ def manifest(session, options):
     if action != "inspect":
         from .parser import UsageError
 
-        raise UsageError("manifest {}: there is inspect alone".format(action), "manifest")
+        raise UsageError(f"manifest {action}: there is inspect alone", "manifest")
     _reach(session, options)
     document = transfer.inspect(reference.parse(name, options.registry), options.platform, session.store)
     session.out(pretty(document))
@@ -241,7 +241,7 @@ def _udocker_list(session, options, found):
         if options.p:
             session.out("%-18.18s %s %s" % (image.platform or "unknown/unknown", mark, name))
         else:
-            session.out("{}    {}".format(name, mark))
+            session.out(f"{name}    {mark}")
         if options.l:
             session.out(" " + image.manifest)
             for layer in image.layers:
@@ -284,7 +284,7 @@ def _passes(session, image, options):
             other = library.find(session.store, value)
             good = image.created < other.created if key == "before" else image.created > other.created
         else:
-            raise Error("--filter {}: one of reference, label, before, since, dangling".format(key))
+            raise Error(f"--filter {key}: one of reference, label, before, since, dangling")
         if not good:
             return False
     return True

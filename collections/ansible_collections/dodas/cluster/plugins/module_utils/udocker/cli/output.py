@@ -13,7 +13,7 @@ def columns(rows):
                 widths.append(0)
             widths[position] = max(widths[position], len(cell))
     return [
-        "   ".join(cell.ljust(width) for cell, width in zip(row, widths[: len(row) - 1] + [0])).rstrip() for row in rows
+        "   ".join(cell.ljust(width) for cell, width in zip(row, [*widths[:len(row) - 1], 0])).rstrip() for row in rows
     ]
 
 
@@ -24,7 +24,7 @@ def size(count):
         if count < 1000 or unit == "TB":
             break
         count /= 1000
-    return "{:.3g}{}".format(count, unit)
+    return f"{count:.3g}{unit}"
 
 
 def span(seconds):
@@ -37,7 +37,7 @@ def span(seconds):
         number = seconds // count
         if number >= (2 if unit in ("year", "month", "week", "day", "hour") else 1):
             return "{} {}{}".format(number, unit, "" if number == 1 else "s")
-    return "{} seconds".format(seconds)
+    return f"{seconds} seconds"
 
 
 def ago(moment, now=None):

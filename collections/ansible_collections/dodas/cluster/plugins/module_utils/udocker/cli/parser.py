@@ -95,7 +95,7 @@ def _take(found, option, spelling, value, words, command):
     spellings, kind, metavar, text = option
     name = name_of(spellings)
     if kind.endswith("!"):
-        raise UsageError("{} is not possible: {}".format(spelling, text), command)
+        raise UsageError(f"{spelling} is not possible: {text}", command)
     if kind.endswith("-"):
         found.without_effect.append(spelling)
         kind = kind[:-1]
@@ -116,11 +116,11 @@ def _take(found, option, spelling, value, words, command):
     elif value.lower() in FALSE:
         setattr(found, name, False)
     else:
-        raise UsageError("{} is a flag: it takes no value but true and false".format(spelling), command)
+        raise UsageError(f"{spelling} is a flag: it takes no value but true and false", command)
 
 
 def _unknown(spelling, spelled, command):
-    message = "unknown option {}".format(spelling)
+    message = f"unknown option {spelling}"
     shown = [name for name in spelled if name.startswith("--")]
     return UsageError(message + suggestion(spelling, shown), command)
 
@@ -130,7 +130,7 @@ def suggestion(word, known):
     import difflib
 
     close = difflib.get_close_matches(word, known, 1, 0.6) or [name for name in known if name.startswith(word)][:1]
-    return ": did you mean {}?".format(close[0]) if close else ""
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def split(words):
@@ -147,19 +147,19 @@ def split(words):
 
 def resolve(name, words):
     """The table's name of a command, and its words, after docker's groups; raises UsageError."""
-    if name in SUBCOMMANDS and not (name in COMMANDS):
+    if name in SUBCOMMANDS and name not in COMMANDS:
         group = SUBCOMMANDS[name]
         if not words or words[0] in ("-h", "--help"):
             raise UsageError("{} what? One of: {}".format(name, ", ".join(sorted(group))), name)
         if words[0] not in group:
-            raise UsageError("unknown command {} {}".format(name, words[0]) + suggestion(words[0], list(group)), name)
+            raise UsageError(f"unknown command {name} {words[0]}" + suggestion(words[0], list(group)), name)
         return group[words[0]], words[1:]
     name = ALIASES.get(name, name)
     if name in COMMANDS:
         return name, words
     if name in REFUSED:
-        raise UsageError("{} is not possible: {}".format(name, REFUSED[name]))
-    raise UsageError("unknown command {}".format(name) + suggestion(name, list(COMMANDS)))
+        raise UsageError(f"{name} is not possible: {REFUSED[name]}")
+    raise UsageError(f"unknown command {name}" + suggestion(name, list(COMMANDS)))
 
 
 def check_arguments(command, arguments, given):
@@ -172,7 +172,7 @@ def check_arguments(command, arguments, given):
             most += 1
         least += not part.startswith("[")
     if len(given) < least:
-        raise UsageError("{} needs {}".format(command, arguments), command)
+        raise UsageError(f"{command} needs {arguments}", command)
     if most is not None and len(given) > most:
         what = arguments or "no arguments"
-        raise UsageError("{} takes {}, and not {!r}".format(command, what, given[most]), command)
+        raise UsageError(f"{command} takes {what}, and not {given[most]!r}", command)

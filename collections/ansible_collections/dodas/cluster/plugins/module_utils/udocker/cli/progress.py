@@ -55,7 +55,7 @@ class Progress:
             changed = layer.update(**facts)
             if not self.terminal:
                 if changed and layer.state != "waiting":
-                    self.stream.write("Info: {}\n".format(layer.sentence()))
+                    self.stream.write(f"Info: {layer.sentence()}\n")
             elif changed or time.monotonic() >= self.next:
                 self._draw()
 
@@ -72,7 +72,7 @@ class Progress:
 
     def _clear(self):
         if self.drawn:
-            self.stream.write("\x1b[{}A\x1b[J".format(self.drawn))
+            self.stream.write(f"\x1b[{self.drawn}A\x1b[J")
             self.drawn = 0
 
     def _draw(self):
@@ -84,7 +84,7 @@ class Progress:
         above = []
         if len(shown) > lines - 2:  # what ended is a number; of the others, as many as there is room for
             ended = [layer for layer in shown if layer.state in ENDED]
-            above = ["{} of {} layers done".format(len(ended), len(shown))]
+            above = [f"{len(ended)} of {len(shown)} layers done"]
             shown = [layer for layer in shown if layer.state not in ENDED][: lines - 3]
         text = above + [layer.line(columns - 1) for layer in shown]
         self._clear()
@@ -120,7 +120,7 @@ class _Layer:
     def sentence(self):
         from .output import size
 
-        total = " ({})".format(size(self.total)) if self.total else ""
+        total = f" ({size(self.total)})" if self.total else ""
         return "layer {}: {}{}".format(self.name, {"exists": "already here"}.get(self.state, self.state), total)
 
     def line(self, columns):
@@ -131,9 +131,9 @@ class _Layer:
             share = min(1.0, self.done / self.total)
             bar = "=" * int(BAR * share)
             bar = (bar + ">" if share < 1 else bar).ljust(BAR)[:BAR]
-            text += " [{}] {:>7}/{:<7}".format(bar, size(self.done), size(self.total))
+            text += f" [{bar}] {size(self.done):>7}/{size(self.total):<7}"
             if self.speed > 0:
-                text += " {:>7}/s".format(size(self.speed))
+                text += f" {size(self.speed):>7}/s"
         elif self.total:
             text += " {:>{}}".format(size(self.total), 0)
         return text[:columns]

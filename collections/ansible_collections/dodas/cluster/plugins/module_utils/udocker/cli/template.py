@@ -153,10 +153,7 @@ def _loop(node, dot, names, out):
         left, _assign, condition = condition.partition(":=")
         variables = [name.strip() for name in left.split(",")]
     value = _expression(condition, dot, names)
-    if isinstance(value, dict):
-        pairs = sorted(value.items())
-    else:
-        pairs = list(enumerate(value or []))
+    pairs = sorted(value.items()) if isinstance(value, dict) else list(enumerate(value or []))
     for key, one in pairs:
         inner = dict(names)
         for name, bound in zip(variables, (key, one) if len(variables) > 1 else (one,)):
@@ -272,7 +269,7 @@ def _value(words, dot, names):
         return _field(dot, word)
     if kind == "name":
         return _apply(word, [])
-    raise Error("the template cannot have {!r} there".format(word))
+    raise Error(f"the template cannot have {word!r} there")
 
 
 def _field(value, path):
@@ -283,7 +280,7 @@ def _field(value, path):
         if not isinstance(value, dict):
             if value is None:
                 return None
-            raise Error("the template asks for .{} of what has no fields".format(name))
+            raise Error(f"the template asks for .{name} of what has no fields")
         if name not in value:
             raise Error("the template asks for .{}, and there is: {}".format(name, " ".join(sorted(map(str, value)))))
         value = value[name]
@@ -294,13 +291,13 @@ def _apply(name, arguments):
     try:
         function = _FUNCTIONS[name]
     except KeyError:
-        raise Error("the template's function {} is not known here".format(name)) from None
+        raise Error(f"the template's function {name} is not known here") from None
     try:
         return function(*arguments)
     except Error:
         raise
     except (TypeError, ValueError, IndexError, KeyError, AttributeError) as exc:
-        raise Error("the template's function {}: {}".format(name, exc)) from None
+        raise Error(f"the template's function {name}: {exc}") from None
 
 
 def _index(value, *keys):
@@ -378,7 +375,7 @@ def _text(value):
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        return "map[" + " ".join("{}:{}".format(key, _text(one)) for key, one in sorted(value.items())) + "]"
+        return "map[" + " ".join(f"{key}:{_text(one)}" for key, one in sorted(value.items())) + "]"
     if isinstance(value, (list, tuple)):
         return "[" + " ".join(map(_text, value)) + "]"
     return str(value)
