@@ -208,7 +208,7 @@ def test_remove_leaves_other_deployments(cluster, podman, tmp_path):
     assert cluster.remove() == ["front-1", "dodas-tier3"]
     assert cluster.remove() == []
     assert set(podman.containers) == {"dodas-tier3-b-front-1"}
-    assert set(podman.volumes) == {"dodas-tier3-b-front-1-store"}
+    assert set(podman.volumes) == {"dodas-tier3-b-front-1-store", "dodas-tier3-b-front-1-state"}
     assert set(podman.networks) == {"dodas-tier3-b"}
 
 

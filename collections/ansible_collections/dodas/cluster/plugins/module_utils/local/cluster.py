@@ -23,6 +23,8 @@ from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import 
 LABEL = "dodas.deployment"
 IMAGES_MOUNT = "/var/lib/dodas-images"  # where hosts see the image store
 FIRST_ADDRESS = 10  # of the network's; those below are the gateway's and spare
+# Folders of a host that must not be on an overlay, since its containers, and those of jobs, have overlays on them.
+VOLUMES = {"store": "/var/lib/containers", "state": "/var/lib/dodas"}
 NEEDED_DISK_MB = 1000
 # Not there, or left by a podman that was killed: such a container can never be started.
 HALF_MADE = (None, "created", "initialized", "removing", "stopping", "dead", "unknown")
@@ -186,7 +188,7 @@ class LocalCluster:
 
         It does so for ever when it was killed after it took the address, and before it noted the container.
         """
-        self._make_volume(one["name"])
+        self._make_volumes(one["name"])
         while True:
             try:
                 self._run(one, address, image)
@@ -207,7 +209,7 @@ class LocalCluster:
             "--stop-signal", "SIGRTMIN+3", "--env", "container=podman",
             # Hosts are privileged, and systemd and HTCondor would set kernel variables of the whole machine.
             "--volume", "/proc/sys:/proc/sys:ro",
-            "--volume", f"{self._container(name)}-store:/var/lib/containers",
+            *(f"--volume={self._container(name)}-{volume}:{path}" for volume, path in VOLUMES.items()),
             "--volume", f"{self.podman.images}:{IMAGES_MOUNT}:ro",
             "--volume", f"{ssh / 'authorized_keys'}:/root/.ssh/authorized_keys:ro",
             "--volume", f"{ssh / 'hosts' / name}:/etc/ssh/keys:ro",
@@ -219,9 +221,10 @@ class LocalCluster:
             options += [f"--memory={one['mem_mb']}m"] if one.get("mem_mb") else []
         self.podman.run("run", "--detach", "--pull=never", "--name", self._container(name), *options, image)
 
-    def _make_volume(self, name):
-        volume = f"{self._container(name)}-store"
-        self.podman.run("volume", "create", "--label", f"{LABEL}={self.name}", volume)
+    def _make_volumes(self, name):
+        for volume in VOLUMES:
+            label = f"{LABEL}={self.name}"
+            self.podman.run("volume", "create", "--label", label, f"{self._container(name)}-{volume}")
 
     def _remove(self, names):
         """Remove hosts and their volumes, running or not, there or not."""
@@ -229,7 +232,7 @@ class LocalCluster:
         if containers:
             self.podman.run("rm", "--force", "--ignore", "--time", "0", *containers)
             volumes = self.podman.run("volume", "ls", "--quiet", "--filter", f"label={LABEL}={self.name}").split()
-            gone = [volume for volume in volumes if volume.removesuffix("-store") in containers]
+            gone = [volume for volume in volumes if volume.rpartition("-")[0] in containers]
             if gone:
                 self.podman.run("volume", "rm", "--force", *gone)
             for name in names:
