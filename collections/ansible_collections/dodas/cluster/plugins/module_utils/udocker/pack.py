@@ -31,38 +31,44 @@ def diff(container):
     """[(kind, path)] of what a container has changed, sorted by path; kind is A, C or D (added, changed, deleted)."""
     from . import userns
 
-    return userns.call(_diff, container.layers, container.directory)
+    return userns.call(_diff, container.layers, *top(container.directory))
 
 
 def layer(container):
     """Keep what a container has changed as a layer of the store: {"digest", "diff_id", "size"}."""
     from . import layers
 
-    lower, directory = container.layers, container.directory
-    return layers.from_tar(container.store, lambda descriptor: write_changes(descriptor, lower, directory))
+    lower = container.layers
+    folder, whole = top(container.directory)
+    return layers.from_tar(container.store, lambda stream: write_changes(stream, lower, folder, whole))
 
 
 def export(container, descriptor):
     """Write all files of a container to a descriptor, as a tar."""
     from . import userns
 
-    return userns.call(write_tree, descriptor, tree(container.layers, container.directory), keep=[descriptor])
+    return userns.call(_export, container.layers, *top(container.directory), descriptor, keep=[descriptor])
 
 
-def tree(layers, directory):
-    """The folders that lie on each other as a container's files, lowest first."""
+def top(directory):
+    """(folder, whole): where the container in a folder of the store writes to; whole: all of its files are there."""
     upper = os.path.join(directory, "upper")
     if os.path.isdir(upper):
-        return [*layers, upper]
-    return [os.path.realpath(os.path.join(directory, "ROOT"))]
+        return upper, False
+    return os.path.realpath(os.path.join(directory, "ROOT")), True
+
+
+def _export(layers, folder, whole, descriptor):
+    with open(descriptor, "wb", buffering=0, closefd=False) as stream:
+        write_tree(stream, [folder] if whole else [*layers, folder])
 
 
 # What has changed
 
 
-def _diff(layers, directory):
+def _diff(layers, folder, whole):
     found = {}
-    for kind, parts, _entry in changes(layers, directory):
+    for kind, parts, _entry in changes(layers, folder, whole):
         if kind == "=":
             continue
         if kind in "AD":
@@ -73,20 +79,15 @@ def _diff(layers, directory):
     return [(found[parts], "/" + "/".join(parts)) for parts in sorted(found, key="/".join)]
 
 
-def changes(layers, directory):
-    """(kind, parts, Found) of what a container has changed, folders before what is in them.
+def changes(layers, folder, whole):
+    """(kind, parts, Found) of what is other in `folder` (see top) than in the layers, folders before what is in them.
 
     kind: A added, C changed, D deleted (no Found), = a folder on the way to changes, O a folder that hides the one
     below it
     """
     from .view import View
 
-    view = View(layers)
-    upper = os.path.join(directory, "upper")
-    if os.path.isdir(upper):
-        yield from _in_upper(view, _Walk([upper]))
-    else:
-        yield from _in_tree(view, _Walk([os.path.realpath(os.path.join(directory, "ROOT"))]))
+    yield from (_in_tree if whole else _in_upper)(View(layers), _Walk([folder]))
 
 
 def _in_upper(view, walk):
@@ -338,10 +339,11 @@ class _Walk:
 # Tars
 
 
-def write_changes(descriptor, layers, directory):
-    """Write what a container has changed as the tar of a layer."""
-    writer = Writer(descriptor)
-    for kind, parts, found in changes(layers, directory):
+def write_changes(stream, layers, folder, whole):
+    """Write what is other in `folder` (see top) than in the layers to a stream, as the tar of a layer."""
+    writer = Writer(stream)
+    writer.top(folder)
+    for kind, parts, found in changes(layers, folder, whole):
         if kind == "D":
             writer.whiteout(parts)
             continue
@@ -351,9 +353,9 @@ def write_changes(descriptor, layers, directory):
     writer.end()
 
 
-def write_tree(descriptor, folders):
-    """Write all that the folders (lowest first) show as a container's files as a tar."""
-    writer = Writer(descriptor)
+def write_tree(stream, folders):
+    """Write all that the folders (lowest first) show as a container's files to a stream, as a tar."""
+    writer = Writer(stream)
     for parts, found in _Walk(folders, merge=True):
         if len(parts) == 1 or parts[0] not in MOUNTED:
             writer.entry(parts, found)
@@ -361,13 +363,22 @@ def write_tree(descriptor, folders):
 
 
 class Writer:
-    """Writes a tar to a descriptor."""
+    """Writes a tar to a stream."""
 
-    def __init__(self, descriptor):
-        self.descriptor = descriptor
+    def __init__(self, stream):
+        self.stream = stream
         self.pieces = []
         self.size = 0
         self.links = {}
+
+    def top(self, folder):
+        """The folder that all are in: the uppermost layer says what the container's root folder is like."""
+        parent = os.open(os.path.dirname(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = Found(parent, os.path.basename(folder), os.lstat(folder))
+            self.entry((".",), found)
+        finally:
+            os.close(parent)
 
     def whiteout(self, parts):
         name = "/".join((*parts[:-1], ".wh." + parts[-1]))
@@ -427,7 +438,7 @@ class Writer:
         self.pieces, self.size = [], 0
         while piece:
             try:
-                piece = piece[os.write(self.descriptor, piece) :]
+                piece = piece[self.stream.write(piece) :]
             except BrokenPipeError:
                 raise Error("whoever reads the tar has gone") from None
 
