@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.dodas.cluster.plugins.module_utils.images import build
+from ansible_collections.dodas.cluster.plugins.module_utils.images import build, builders
 from ansible_collections.dodas.cluster.plugins.module_utils.images.catalogue import Image, ImageError
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import PodmanError
 
@@ -138,7 +138,7 @@ def test_podmans_own_error_is_the_one_told(podman, tmp_path):
 
 
 def test_a_build_that_hangs_has_a_deadline(podman, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "TIMEOUT", 0.2)
+    monkeypatch.setattr(builders, "TIMEOUT", 0.2)
     podman.script = {"a": "sleep 20"}
     start = time.monotonic()
     with pytest.raises(ImageError, match=r"image a: not built after 0\.2 s"):

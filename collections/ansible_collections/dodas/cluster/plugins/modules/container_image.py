@@ -13,7 +13,7 @@ description:
   - Builds images of a folder of image folders into the image store of this machine, several at once.
   - An image is built only when its folder, the files it copies or the image below it changed.
 author: [The dodas developers (@dodas)]
-requirements: [podman, mmdebstrap, PyYAML]
+requirements: [podman and mmdebstrap for O(engine=podman), PyYAML]
 extends_documentation_fragment: [dodas.cluster.attributes]
 options:
   names:
@@ -39,6 +39,13 @@ options:
     description: How many to build at once.
     type: int
     default: 2
+  engine:
+    description:
+      - Who builds the images and keeps them. V(podman) needs root; V(udocker), our own runtime, runs as any user.
+      - Images of the two are in different stores. Both are below E(DODAS_IMAGES), where that is set.
+    type: str
+    choices: [podman, udocker]
+    default: podman
 """
 
 EXAMPLES = r"""
@@ -66,9 +73,9 @@ archives:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.dodas.cluster.plugins.module_utils import deployment
-from ansible_collections.dodas.cluster.plugins.module_utils.images import build, catalogue
-from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman, PodmanError
+from ansible_collections.dodas.cluster.plugins.module_utils.images import build, builders, catalogue
+from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import PodmanError
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error
 
 
 def main():
@@ -79,6 +86,7 @@ def main():
             "project": {"type": "path", "required": True},
             "archives": {"type": "list", "elements": "list", "default": []},
             "jobs": {"type": "int", "default": 2},
+            "engine": {"type": "str", "choices": ["podman", "udocker"], "default": "podman"},
         },
         supports_check_mode=True,
     )
@@ -86,21 +94,20 @@ def main():
     if parameters["jobs"] < 1:
         module.fail_json(msg=f"jobs: {parameters['jobs']} must be at least 1")
     try:
-        podman = Podman(deployment.home())
-        podman.configure()
+        builder = builders.builder(parameters["engine"])
         images = catalogue.catalogue(parameters["folder"], parameters["project"])
         wanted = catalogue.with_parents(images, parameters["names"] or list(images))
-        todo = build.missing(podman, wanted)
+        todo = build.missing(builder, wanted)
         references = {image.name: image.reference for image in wanted}
         result = {"images": references, "built": {}, "archives": {}, "changed": bool(todo)}
         if not module.check_mode:
-            result["built"] = build.build(podman, wanted, parameters["project"], parameters["jobs"])
+            result["built"] = build.build(builder, wanted, parameters["project"], parameters["jobs"])
             for names in parameters["archives"]:
-                path, made = build.archive(podman, [images[name] for name in names], podman.images.parent / "archives")
+                path, made = build.archive(builder, [images[name] for name in names], builder.archives)
                 result["archives"][",".join(names)] = path
                 result["changed"] = result["changed"] or made
         module.exit_json(**result)
-    except (OSError, ValueError, catalogue.ImageError, PodmanError) as exc:
+    except (OSError, ValueError, catalogue.ImageError, PodmanError, Error) as exc:
         module.fail_json(msg=str(exc))
 
 

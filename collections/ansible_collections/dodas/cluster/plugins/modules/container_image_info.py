@@ -12,7 +12,7 @@ version_added: 0.1.0
 description:
   - Lists the images of a folder of image folders, and whether the image store has their present content.
 author: [The dodas developers (@dodas)]
-requirements: [podman, PyYAML]
+requirements: [podman for O(engine=podman), PyYAML]
 extends_documentation_fragment: [dodas.cluster.attributes.info]
 options:
   folder:
@@ -23,6 +23,11 @@ options:
     description: The folder that C(# inputs) lines in Containerfiles are relative to.
     type: path
     required: true
+  engine:
+    description: Whose images, see M(dodas.cluster.container_image).
+    type: str
+    choices: [podman, udocker]
+    default: podman
 """
 
 EXAMPLES = r"""
@@ -59,22 +64,25 @@ images:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.dodas.cluster.plugins.module_utils import deployment
-from ansible_collections.dodas.cluster.plugins.module_utils.images import build, catalogue
-from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman, PodmanError
+from ansible_collections.dodas.cluster.plugins.module_utils.images import build, builders, catalogue
+from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import PodmanError
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error
 
 
 def main():
     module = AnsibleModule(
-        argument_spec={"folder": {"type": "path", "required": True}, "project": {"type": "path", "required": True}},
+        argument_spec={
+            "folder": {"type": "path", "required": True},
+            "project": {"type": "path", "required": True},
+            "engine": {"type": "str", "choices": ["podman", "udocker"], "default": "podman"},
+        },
         supports_check_mode=True,
     )
     try:
-        podman = Podman(deployment.home())
-        podman.configure()
+        builder = builders.builder(module.params["engine"])
         images = catalogue.catalogue(module.params["folder"], module.params["project"])
-        module.exit_json(changed=False, images=build.listing(podman, images.values()))
-    except (OSError, ValueError, catalogue.ImageError, PodmanError) as exc:
+        module.exit_json(changed=False, images=build.listing(builder, images.values()))
+    except (OSError, ValueError, catalogue.ImageError, PodmanError, Error) as exc:
         module.fail_json(msg=str(exc))
 
 

@@ -21,7 +21,6 @@ def run(stage, argv, script, env, mounts, network):
         directory = os.path.join(folder, "container")
         os.mkdir(directory)
         layers = stage.folders()
-        running = None
         held = []
         try:
             job.engine.prepare(directory, layers)
@@ -31,47 +30,52 @@ def run(stage, argv, script, env, mounts, network):
                 directory, layers, argv, dict(_proxies(job), **env, **secrets), cwd=config.get("WorkingDir") or "/",
                 user=str(config.get("User") or ""), mounts=prepared, network=network,
             )  # fmt: skip
-            source, target = os.pipe()
             try:
-                with open(os.devnull, "rb") as nothing:
-                    running = _started(job, spec, (nothing.fileno(), target, target), stage)
-            finally:
-                os.close(target)
-            tail = _stream(stage, source)
-            code = running.wait()
+                running = started(job.engine, spec)
+            except Error as exc:
+                stage.fail(str(exc), exc.status)
+            name = stage.stage.name or str(stage.stage.number)
+            code, tail = pump(running, lambda data: job.progress("output", stage=name, data=data))
             if code:
                 said = "\n" + tail.decode("utf-8", "replace").strip() if job.silent and tail else ""
                 stage.fail(f"{_shown(argv)} {_ending(code)}{said}", code)
             return _changes(store, job.engine, directory, layers, [mount.target for mount in prepared])
         finally:
-            try:
-                if running and running.poll() is None:
-                    running.kill(9)
-                    running.wait()
-            finally:
-                job.engine.remove(directory)
-                for release in reversed(held):
-                    release()
+            job.engine.remove(directory)
+            for release in reversed(held):
+                release()
 
 
-def _started(job, spec, stdio, stage):
+def started(engine, spec):
+    """Start a container whose output can be read: (Running, descriptor). Raises Error."""
+    source, target = os.pipe()
     try:
-        return job.engine.start(spec, stdio)
-    except Error as exc:
-        stage.fail(str(exc), exc.status)
+        with open(os.devnull, "rb") as nothing:
+            return engine.start(spec, (nothing.fileno(), target, target)), source
+    except BaseException:
+        os.close(source)
+        raise
+    finally:
+        os.close(target)
 
 
-def _stream(stage, source):
-    """Pass on what the command prints, to its end; returns the last of it."""
+def pump(container, tell):
+    """Pass on what a started container prints until it ends; returns its exit code and the last of what it printed.
+
+    Interrupted, it ends the container.
+    """
+    running, source = container
     tail = b""
-    name = stage.stage.name or str(stage.stage.number)
-    with open(source, "rb", buffering=0) as stream:
-        while True:
-            piece = stream.read(1 << 16)
-            if not piece:
-                return tail
-            tail = (tail + piece)[-TAIL:]
-            stage.job.progress("output", stage=name, data=piece)
+    try:
+        with open(source, "rb", buffering=0) as stream:
+            for piece in iter(lambda: stream.read(1 << 16), b""):
+                tail = (tail + piece)[-TAIL:]
+                tell(piece)
+        return running.wait(), tail
+    except BaseException:
+        running.kill(9)
+        running.wait()
+        raise
 
 
 def _shown(argv):
@@ -260,12 +264,12 @@ def _changes(store, engine, directory, layers, targets):
     upper = os.path.join(directory, "upper")
     overlay = engine.name in ("overlay", "fuse")
     top = upper if overlay else os.path.join(directory, "ROOT")
-    userns.call(_clear, top, layers, targets)
+    userns.call(clear, top, layers, targets)
     return made.from_tar(store, lambda stream: made.changes(stream, top, None if overlay else layers))
 
 
-def _clear(top, layers, targets):
-    """Remove what was made for mounts to be put on, if nobody used it."""
+def clear(top, layers, targets):
+    """Remove from `top` what was made for mounts to be put on, if nobody used it."""
     from .view import View
 
     view = View(layers)
