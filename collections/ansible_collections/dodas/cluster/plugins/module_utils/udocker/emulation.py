@@ -4,6 +4,8 @@
 Without further ids (/etc/subuid) the kernel refuses any owner but one. A seccomp filter then answers such calls with
 success and does nothing: files stay the user's, processes stay root. Calls that the kernel would grant reach it, and
 so do all others, at no cost (the kernel keeps by call number what the filter always allows).
+
+apt looks whether it has become another user when it has dropped its rights: it is told not to drop them.
 """
 
 import os
@@ -43,6 +45,8 @@ _IDS = {
 _MODES = {"mknod": (1, 2), "mknodat": (2, 3)}  # which arguments are the mode and the device
 
 _ORDER = "little"  # of all machines in _RUNS
+APT = "/dev/.apt.conf"  # beside the tree, so that no image has it
+_APT = b'APT::Sandbox::User "root";\n'
 LOAD, EQUAL, AND, ANSWER, JUMP = 0x20, 0x15, 0x54, 0x06, 0x05
 ALLOW, SUCCEED = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # in struct seccomp_data
@@ -89,8 +93,21 @@ def assemble(lines):
     )
 
 
-def install(machine=None):
-    """Let this process and its children be such a root; nothing on machines whose calls are not known."""
+def configure():
+    """Write beside the tree what programs must be told, where this is the container's root and /dev is its own."""
+    if os.path.isdir("/etc/apt"):
+        descriptor = os.open(APT, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.write(descriptor, _APT)
+        os.close(descriptor)
+
+
+def install(env, machine=None):
+    """Let this process and its children be such a root; nothing on machines whose calls are not known.
+
+    env: variables of what is executed, to which is added what tells programs
+    """
+    if os.path.exists(APT):
+        env.setdefault("APT_CONFIG", APT)
     lines = program(machine or os.uname().machine)
     if lines:
         linux.seccomp(assemble(lines))

@@ -116,6 +116,10 @@ class Namespaced:
             mounts.protect(folder)
         process.forget_imports(spec, ids)
         mounts.enter(folder)
+        if ids.kind == "one" and "/dev" not in targets:
+            from .. import emulation
+
+            emulation.configure()
         if spec.hostname:
             linux.sethostname(spec.hostname)
         if spec.network == "none":

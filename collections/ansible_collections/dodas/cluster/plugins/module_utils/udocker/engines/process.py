@@ -164,11 +164,11 @@ def execute(spec, stdio, report, ids, user):
         os.set_inheritable(report.target, False)
         _limit(spec.limits)
         _go_to(spec.cwd)
-        _take(user, ids)
-        _reset_signals()
-        os.umask(0o022)
         env = dict(spec.env)
         env.setdefault("HOME", user.home)
+        _take(user, ids, env)
+        _reset_signals()
+        os.umask(0o022)
         _exec(list(spec.argv), env, spec.cwd)
     except BaseException as exc:
         report.fail(exc)
@@ -226,7 +226,7 @@ def parse_cpus(text):
     return found
 
 
-def _take(user, ids):
+def _take(user, ids, env):
     """Take the user's ids; with a map of one id, in one more namespace where that id has the user's number."""
     from .. import userns
 
@@ -242,7 +242,7 @@ def _take(user, ids):
         else:
             from .. import emulation
 
-            emulation.install()
+            emulation.install(env)
         return
     if not ids.has(user.uid, user.gid):
         have = sum(count for _inside, _outside, count in ids.uids)
