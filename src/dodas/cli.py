@@ -19,7 +19,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import 
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs as tosca_inputs
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
-from dodas import access, cluster, deployments, jobs, machine, show
+from dodas import access, cluster, deployments, jobs, machine, show, udocker
 from dodas.deployments import ROOT, Deployment
 from dodas.errors import DodasError, InputError
 from dodas.options import complete_names, json_option, name_option
@@ -327,7 +327,7 @@ def completion(shell):
     click.echo(script)
 
 
-for command in access.COMMANDS:
+for command in (*access.COMMANDS, *udocker.COMMANDS):
     main.add_command(command)
 
 

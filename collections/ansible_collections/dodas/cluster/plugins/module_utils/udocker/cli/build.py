@@ -115,7 +115,8 @@ def _fetched(place):
     if not (repository.endswith(".git") or repository.startswith("git")):
         raise Error(f"{place}: a git repository or a folder is expected")
     folder = tempfile.TemporaryDirectory()
-    line = ["git", "clone", "--quiet", "--depth=1"] + (["--branch", branch] if branch else []) + ["--", repository, folder.name]
+    chosen = ["--branch", branch] if branch else []
+    line = ["git", "clone", "--quiet", "--depth=1", *chosen, "--", repository, folder.name]
     try:
         subprocess.run(line, check=True)
     except (OSError, subprocess.CalledProcessError) as exc:

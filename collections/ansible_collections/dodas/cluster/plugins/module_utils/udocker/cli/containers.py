@@ -163,7 +163,8 @@ def _same_image(name, text):
         asked = parse(text)
     except Error:
         return False
-    return name == asked.name or (":" not in text.rpartition("/")[2] and name.rpartition(":")[0] == asked.name.rpartition(":")[0])
+    any_tag = ":" not in text.rpartition("/")[2]
+    return name == asked.name or (any_tag and name.rpartition(":")[0] == asked.name.rpartition(":")[0])
 
 
 def row(container, options=None):
@@ -450,8 +451,8 @@ def stats(session, options):
     if session.json or options.format:
         from . import template
 
-        form = options.format or "json"
-        for line in template.rows(form, facts, {"CPUPerc": "CPU %", "MemPerc": "MEM %", "MemUsage": "MEM USAGE / LIMIT"}):
+        heads = {"CPUPerc": "CPU %", "MemPerc": "MEM %", "MemUsage": "MEM USAGE / LIMIT"}
+        for line in template.rows(options.format or "json", facts, heads):
             session.out(line)
         return
     heads = ["CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "PIDS"]
@@ -580,7 +581,7 @@ def commit(session, options):
     from .. import exchange
     from .progress import of
 
-    key, name = ([*options.arguments, None])[:2]
+    key, name = [*options.arguments, None][:2]
     with of(session) as progress:
         image = exchange.commit(
             library.find(session.store, key), name, message=options.message or "", author=options.author or "",

@@ -118,7 +118,8 @@ def info(session, options):
     if options.json or session.json:
         from ..records import dumps
 
-        session.out(dumps({"engines": {name: why or "works" for name, why in found.items()}, "root": session.store.root}))
+        works = {name: why or "works" for name, why in found.items()}
+        session.out(dumps({"version": __version__, "root": session.store.root, "engines": works}))
         return 0
     session.out("udocker:    " + __version__)
     session.out("store:      " + session.store.root)

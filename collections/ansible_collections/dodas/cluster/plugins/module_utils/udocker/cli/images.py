@@ -239,7 +239,7 @@ def _udocker_list(session, options, found):
         mark = "P" if library.is_protected(session.store, image.name) else "."
         name = library.familiar(image.name)
         if options.p:
-            session.out("%-18.18s %s %s" % (image.platform or "unknown/unknown", mark, name))
+            session.out(f"{image.platform or 'unknown/unknown':<18.18} {mark} {name}")
         else:
             session.out(f"{name}    {mark}")
         if options.l:
@@ -261,8 +261,8 @@ def _fits(image, pattern):
     repository = name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name
     try:
         asked = reference.parse(pattern)
-        with_tag = ":" in pattern.rpartition("/")[2] or "@" in pattern
-        if image.name == asked.name or (not with_tag and image.name.rpartition(":")[0] == asked.name.rpartition(":")[0]):
+        any_tag = ":" not in pattern.rpartition("/")[2] and "@" not in pattern
+        if image.name == asked.name or (any_tag and image.name.rpartition(":")[0] == asked.name.rpartition(":")[0]):
             return True
     except Error:
         pass
@@ -342,7 +342,7 @@ def load(session, options):
         if os.isatty(0):
             raise Error("an archive is expected at standard input: give it with -i FILE")
     with of(session, options.quiet) as progress:
-        loaded = archives.load(session.store, source, name, progress=progress)
+        loaded = archives.load(session.store, source, name, options.platform, progress=progress)
     from .. import images as library
 
     for image in loaded:

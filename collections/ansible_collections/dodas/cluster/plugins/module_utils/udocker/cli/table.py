@@ -296,7 +296,8 @@ COMMANDS = {
         (), "",
     ),
     "wait": (
-        "containers", "CONTAINER...", "Wait for containers to end, print their exit codes", "containers.wait", (), (), "",
+        "containers", "CONTAINER...", "Wait for containers to end, print their exit codes", "containers.wait",
+        (), (), "",
     ),
     "logs": (
         "containers", "CONTAINER", "Show what a container has written", "containers.logs",
@@ -408,7 +409,9 @@ COMMANDS = {
         ),
         (), "",
     ),
-    "tag": ("images", "IMAGE NEW-NAME", "Give an image a further name", "images.tag", (), (("tag debian mine:1", ""),), ""),
+    "tag": (
+        "images", "IMAGE NEW-NAME", "Give an image a further name", "images.tag", (), (("tag debian mine:1", ""),), "",
+    ),
     "rmi": (
         "images", "IMAGE...", "Remove images", "images.rmi",
         (
@@ -478,7 +481,11 @@ COMMANDS = {
     ),
     "logout": (
         "registries", "[REGISTRY]", "Forget credentials of a registry", "images.logout",
-        (("-a --all", "", "", "Of all registries"), ("--registry", "=", "URL", "Where, if not at the default registry")), (), "",
+        (
+            ("-a --all", "", "", "Of all registries"),
+            ("--registry", "=", "URL", "Where, if not at the default registry"),
+        ),
+        (), "",
     ),
     "manifest": (
         "registries", "inspect IMAGE", "Show an image's manifest in its registry", "images.manifest",
@@ -487,8 +494,11 @@ COMMANDS = {
     # Archives
     "load": (
         "files", "[-] [NAME]", "Load images from an archive of docker or OCI", "images.load",
-        (("-i --input", "=", "FILE", "The archive  [default: standard input]"), ("-q --quiet", "", "", "Show no progress"),
-         ("--platform", "=-", "", "")),
+        (
+            ("-i --input", "=", "FILE", "The archive  [default: standard input]"),
+            ("-q --quiet", "", "", "Show no progress"),
+            _PLATFORM,
+        ),
         (("load -i image.tar", ""), ("load < image.tar.gz", "")), "",
     ),
     "save": (
@@ -524,9 +534,13 @@ COMMANDS = {
     # This installation
     "info": (
         "here", "", "Show what this host offers: engines, and why others do not work", "here.info",
-        (("-f --format", "=", "TEMPLATE", "Print fields, or json"), _JSON, ("--probe", "", "", "Find out again")), (), "",
+        (("-f --format", "=", "TEMPLATE", "Print fields, or json"), _JSON, ("--probe", "", "", "Find out again")),
+        (), "",
     ),
-    "version": ("here", "", "Show versions", "here.version", (("-f --format", "=", "TEMPLATE", "Print fields, or json"),), (), ""),
+    "version": (
+        "here", "", "Show versions", "here.version",
+        (("-f --format", "=", "TEMPLATE", "Print fields, or json"),), (), "",
+    ),
     "df": ("here", "", "Show what takes how much of the disk", "here.df",
            (("-v --verbose", "", "", "Each image and container"), _FORMAT, _JSON), (), ""),
     "showconf": ("here", "", "Show the configuration", "here.showconf", (), (), ""),
