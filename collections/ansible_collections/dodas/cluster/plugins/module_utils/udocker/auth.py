@@ -378,8 +378,8 @@ def _from_entry(entry, source):
     user, password = entry.get("username") or "", entry.get("password") or ""
     if entry.get("auth"):
         try:
-            text = base64.b64decode(entry["auth"]).decode()
-        except (ValueError, TypeError):
+            text = base64.b64decode(entry["auth"].strip(), validate=True).decode()
+        except (ValueError, AttributeError):
             raise Error(f"{source}: an entry `auth` is not what it should be: log in again") from None
         user, _colon, password = text.rstrip("\0").partition(":")
     login = Login(user, password, entry.get("identitytoken") or "", entry.get("registrytoken") or "", source)

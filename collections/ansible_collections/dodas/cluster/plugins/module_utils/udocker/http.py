@@ -126,7 +126,7 @@ class Client:
             if response.status not in (301, 302, 303, 307, 308) or method not in ("GET", "HEAD") or not location:
                 return response
             response.close()
-            target = urljoin(url, location)
+            target = join(url, location)
             before, after = origin(url), origin(target)
             if before[0] == "https" and after[0] == "http" and not self.is_insecure(*behalf):
                 raise Unreachable(f"{shown(url)} sends us from https to plain http: refused")
@@ -384,12 +384,12 @@ class _Proxy:
     """Where a proxy is, and who we are there; as text it has no password."""
 
     def __init__(self, url):
-        parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
             self.scheme, self.host, self.port = parts.scheme.lower(), parts.hostname, parts.port
         except ValueError:
             self.host = None
-        if self.scheme not in _PORTS or self.scheme == "https" or not self.host:
+        if not self.host or self.scheme not in _PORTS or self.scheme == "https":
             known = ", ".join(name for name in _PORTS if name != "https")
             raise Error(f"{shown(url)} is no proxy: {known}://[user:password@]host[:port] are")
         self.url = url
@@ -530,19 +530,30 @@ def _bracketed(host):
 
 def origin(url):
     """(scheme, host, port) of a URL; raises Unreachable."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        host = port = None
-    if parts.scheme not in ("http", "https") or not host:
+        host = None
+    if not host or parts.scheme not in ("http", "https"):
         raise Unreachable(f"{shown(url)} is no http or https address")
     return parts.scheme, host, port or _PORTS[parts.scheme]
 
 
+def join(url, location):
+    """The URL that `location`, absolute or not, is at `url`; raises Unreachable."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise Unreachable(f"{shown(url)} sends us to what is no address") from None
+
+
 def shown(url):
     """A URL as an error may show it: a query can hold signatures, and what is before @ a password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "what is no URL"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 

@@ -6,7 +6,7 @@ import json
 from . import manifests
 from .auth import Authorizer, Credentials, Denied, Login
 from .errors import Error, NotFound
-from .http import Client, Unreachable, is_loopback, origin, shown
+from .http import Client, Unreachable, is_loopback, join, origin, shown
 from .reference import DEFAULT_REGISTRY, ENDPOINT, INDEX, check_digest
 
 PAGE = 100
@@ -395,22 +395,18 @@ def _same_digest(response, digest, where):
 
 
 def _location(response):
-    from urllib.parse import urljoin
-
     location = response.headers.get("Location")
     if not location:
         raise Error(f"{shown(response.url)}: the registry does not say where to go on")
-    return urljoin(response.url, location)
+    return join(response.url, location)
 
 
 def _next(response):
     """The URL of the next page (RFC 8288), or None."""
-    from urllib.parse import urljoin
-
     for value in response.headers.get_all("Link") or []:
         url, _end, parameters = value.strip().partition(">")
         if url.startswith("<") and "next" in parameters.replace('"', " ").replace("=", " ").split():
-            return urljoin(response.url, url[1:])
+            return join(response.url, url[1:])
     return None
 
 
