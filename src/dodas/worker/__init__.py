@@ -3,6 +3,7 @@
 
 import os
 
+PROGRAM = "/usr/local/bin/udocker"
 IMAGES = "/var/lib/dodas/worker/images"
 CONFIGURATION = "/etc/dodas/worker/udocker.conf"
 

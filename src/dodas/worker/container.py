@@ -13,9 +13,8 @@ from __future__ import annotations
 import os
 import sys
 
-from dodas.worker import CONFIGURATION, store_of_user
+from dodas.worker import CONFIGURATION, PROGRAM, store_of_user
 
-PROGRAM = "/usr/local/bin/udocker"
 PREFIXES = ("SINGULARITYENV_", "APPTAINERENV_")
 # Options with a value, and those that say what is so anyway.
 VALUES = ("-B", "-S", "-W", "--home", "--pwd")
@@ -58,7 +57,8 @@ def command(arguments, environment):
     }  # fmt: skip
     if "--home" in given:
         job["HOME"] = given["--home"][0].partition(":")[0]
-    made = [PROGRAM, f"--repo={store_of_user()}", f"--config={CONFIGURATION}", "run", "--rm", "--interactive",
+    configuration = [f"--config={CONFIGURATION}"] if os.path.exists(CONFIGURATION) else []
+    made = [PROGRAM, f"--repo={store_of_user()}", *configuration, "run", "--rm", "--interactive",
             "--pull=never", f"--user={os.geteuid()}:{os.getegid()}"]  # fmt: skip
     made += given.get("nvidia", []) + given.get("network", [])
     made += [f"--volume={one if ':' in one else f'{one}:{one}'}" for one in given["-B"]]

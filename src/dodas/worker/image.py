@@ -13,13 +13,13 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
-import time
 
-from ansible_collections.dodas.cluster.plugins.module_utils.udocker import archives, config, images, reference, transfer
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker import reference
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error, NotFound
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.store import Store
-from dodas.worker import CONFIGURATION, store_of_user
+from dodas.worker import CONFIGURATION, PROGRAM, store_of_user
 
 ATTRIBUTES = ("SingularityImage", "ContainerImage")
 ARCHIVES = ("docker-archive:", "oci-archive:", "oci:")
@@ -60,90 +60,105 @@ def find(text, folder):
 
 
 class Cache:
-    """Images of one user on this worker, at most `limit` bytes of them; those used last stay."""
+    """Images of one user on this worker, about `limit` bytes of them; those used last stay."""
 
-    def __init__(self, store, limit, settings=None):
-        self.store, self.limit = store, limit
-        self.settings = settings or config.Config(root=store.root, file=_existing(CONFIGURATION))
+    def __init__(self, store, limit, program=PROGRAM):
+        self.store, self.limit, self.program = store, limit, program
 
     def get(self, text, folder, always=False):
         """What `container` runs for the image `text` of a job: a name in the store or a folder. Raises Error."""
         kind, where = find(text, folder)
         if kind == "tree":
             return where
-        name = self._load(where) if kind == "archive" else self._pull(where, always)
+        if kind == "archive":
+            name = f"{LOADED}{_digest(where)[:32]}:latest"
+            command = ["load", "--quiet", f"--input={where}", name]
+        else:
+            name = reference.parse(where).name
+            command = ["pull", "--quiet", where]
+        if (always and kind == "registry") or not self._has(name):
+            # a job may bring what proves who it is to a private registry, as its file .docker/config.json
+            self._run(*command, DOCKER_CONFIG=os.path.join(folder, ".docker"))
+            self._bound(name)
         self._used(name)
-        self._bound(name)
         return name
 
-    def _pull(self, text, always):
-        wanted = reference.parse(text)
-        if not always:
-            try:
-                return self.store.image(wanted.name).name
-            except NotFound:
-                pass
-        return transfer.pull(self.store, wanted).name
-
-    def _load(self, path):
-        known = self._note("archive-" + _hash(path))
+    def _has(self, name):
         try:
-            with open(known, encoding="utf-8") as source:
-                return self.store.image(source.read()).name
-        except (FileNotFoundError, NotFound):
-            pass
-        found = archives.load(self.store, path)
-        if len(found) != 1:
-            raise Error(f"{os.path.basename(path)} holds {len(found)} images: save one alone")
-        [image] = found
-        tag, image.name = image.name, LOADED + image.manifest.partition(":")[2][:32] + ":latest"
-        self.store.write_image(image)
-        if tag != image.name:
-            self.store.remove_image(tag)
-        with open(f"{known}.{os.getpid()}", "w", encoding="utf-8") as target:
-            target.write(image.name)
-        os.replace(f"{known}.{os.getpid()}", known)
-        return image.name
+            return bool(self.store.image(name))
+        except NotFound:
+            return False
+
+    def _run(self, *words, **environment):
+        command = [self.program, f"--repo={self.store.root}", f"--config={CONFIGURATION}", *words]
+        command = [word for word in command if word != f"--config={CONFIGURATION}" or os.path.exists(CONFIGURATION)]
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", check=False,
+        )  # fmt: skip
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("Error: ")] or [done.stderr]
+            raise Error(lines[0].partition("Error: ")[2] or lines[0])
 
     def _used(self, name):
-        path = self._note(hashlib.sha256(name.encode()).hexdigest())
-        with open(path, "w", encoding="utf-8") as target:
-            target.write(name)
-
-    def _note(self, name):
-        folder = self.store.path("used")
-        os.makedirs(folder, exist_ok=True)
-        return os.path.join(folder, name)
-
-    def _bound(self, keep):
-        """Remove images until the rest fits; `keep` stays, and so does what a running job uses."""
-        while images.disk_usage(self.store) > self.limit:
-            old = [one.name for one in self.store.images() if one.name != keep]
-            if not old:
-                return
-            images.rmi(self.store, min(old, key=self._last_use), force=True)
-            images.prune(self.store)
+        """Note that it is used now."""
+        path = self._note(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8"):
+            os.utime(path)
 
     def _last_use(self, name):
         try:
-            return os.stat(self._note(hashlib.sha256(name.encode()).hexdigest())).st_mtime
+            return os.stat(self._note(name)).st_mtime
         except FileNotFoundError:
             return 0.0
 
+    def _note(self, name):
+        return self.store.path("used", hashlib.sha256(name.encode()).hexdigest())
 
-def _hash(path):
-    """Stands for a file's content; for a folder's, which is not read, for its place and age."""
-    found = hashlib.sha256()
+    def _bound(self, keep):
+        """Remove images until the rest fits; `keep` stays, and so do layers that a running job uses."""
+        while _size(self.store.root) > self.limit:
+            old = [one.name for one in self.store.images() if one.name != keep]
+            if not old:
+                return
+            name = min(old, key=self._last_use)
+            self._run("rmi", "--force", name)
+            self._run("prune", "--force")
+            if os.path.exists(self._note(name)):
+                os.unlink(self._note(name))
+
+
+def _size(folder):
+    """Bytes on disk of a tree, as far as it can be read; several names of a file count once."""
+    total, folders, seen = 0, [folder], set()
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    about = entry.stat(follow_symlinks=False)
+                    if about.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                        if about.st_ino in seen:
+                            continue
+                        seen.add(about.st_ino)
+                    total += about.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+        except OSError:
+            continue  # unreadable, or gone meanwhile
+    return total
+
+
+def _digest(path):
+    """Stands for what an archive or a folder with an OCI layout holds."""
     if os.path.isdir(path):
-        return hashlib.sha256(f"{path} {os.stat(path).st_mtime_ns} {time.time_ns()}".encode()).hexdigest()
+        # its index names all else by digest
+        path = next(filter(os.path.exists, (os.path.join(path, one) for one in ("index.json", "manifest.json"))))
+    found = hashlib.sha256()
     with open(path, "rb") as source:
         while data := source.read(MB):
             found.update(data)
     return found.hexdigest()
-
-
-def _existing(path):
-    return path if os.path.exists(path) else None
 
 
 def main():
