@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment as store
-from ansible_collections.dodas.cluster.plugins.module_utils.images import build, catalogue
+from ansible_collections.dodas.cluster.plugins.module_utils.images import build, builders, catalogue
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman, PodmanError
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs as tosca_inputs
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
@@ -266,23 +266,27 @@ def list_(as_json):
 @main.command()
 @click.argument("action", type=click.Choice(["list", "build", "prune"]), default="list")
 @click.argument("names", nargs=-1)
+@click.option("--engine", type=click.Choice(deployments.ENGINES),
+              help="The engine that they are for.  [default: podman; udocker without root]")  # fmt: skip
 @yes_option
 @json_option
-def images(action, names, yes, as_json):
+def images(action, names, engine, yes, as_json):
     """List the container images, build them (all, or those NAMES), or remove those that are out of date."""
-    machine.become_root()
-    machine.ensure_packages(yes)
+    engine = engine or ("podman" if os.geteuid() == 0 else "udocker")
+    if engine == "podman":
+        machine.become_root()
+        machine.ensure_packages(yes)
     progress = None if as_json else _say_built
     if action == "build":
-        took, there = _build_images(names, progress)
+        took, there = _build_images(engine, names, progress)
         if not as_json:
             click.echo(f"{took} built, {there} were there")
     try:
-        podman, every = _images()
+        builder, every = _images(engine)
         if action == "prune":
-            for reference in build.prune(podman, every.values()):
+            for reference in build.prune(builder, every.values()):
                 click.echo(f"removed {reference}", err=as_json)
-        found = build.listing(podman, catalogue.with_parents(every, names or list(every)))
+        found = build.listing(builder, catalogue.with_parents(every, names or list(every)))
     except (PodmanError, catalogue.ImageError) as exc:
         raise DodasError(str(exc)) from exc
     if as_json:
@@ -417,22 +421,27 @@ def _explain(deployment, report, found, advice=None, shown=False):
     raise DodasError(f"{deployment.name} is not complete: {advice}")
 
 
-def _images():
-    """dodas's podman, and all images by name."""
+def _images(engine):
+    """Who builds images for an engine, and all images by name."""
+    every = catalogue.catalogue(ROOT / "containers", ROOT)
+    if engine == "udocker":
+        # Hosts are folders, and have no image.
+        machines = {"host", "bookworm"}
+        return builders.Udocker(), {name: image for name, image in every.items() if name not in machines}
     podman = Podman(store.home())
     podman.configure()
-    return podman, catalogue.catalogue(ROOT / "containers", ROOT)
+    return podman, every
 
 
-def _build_images(names=(), progress=None):
+def _build_images(engine, names=(), progress=None):
     """Build the images that are missing; returns how many were built and how many were there. Raises DodasError."""
     try:
-        podman, every = _images()
+        builder, every = _images(engine)
         wanted = catalogue.with_parents(every, names or list(every))
-        missing = build.missing(podman, wanted)
+        missing = build.missing(builder, wanted)
         if missing and progress:
             click.echo(f"building {len(missing)} of {len(wanted)} images; they are kept for later clusters")
-        took = build.build(podman, wanted, ROOT, progress=progress)
+        took = build.build(builder, wanted, ROOT, progress=progress)
     except (PodmanError, catalogue.ImageError) as exc:
         raise DodasError(str(exc)) from exc
     return len(took), len(wanted) - len(took)

@@ -26,9 +26,13 @@ options:
   agent:
     description: The text of the app agent.
     type: str
-  image_store:
-    description: A store of the runtime on the same machine, whose images this host has too; none when empty.
-    type: path
+  images:
+    description:
+      - References of images that the host gets from those that M(dodas.cluster.container_image) built with udocker for
+        the same user on the same machine. Their layers are shared.
+    type: list
+    elements: str
+    default: []
   consul:
     description: C(HOST:PORT) of the Consul agent that apps are registered with; none when empty.
     type: str
@@ -64,8 +68,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.dodas.cluster.plugins.module_utils.configfiles import ConfigFile
 from ansible_collections.dodas.cluster.plugins.module_utils.engine.app import EngineError
 from ansible_collections.dodas.cluster.plugins.module_utils.engine.plainhost import PlainHost
-
-SHARED = ("blobs", "images", "layers")
+from ansible_collections.dodas.cluster.plugins.module_utils.images import builders
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker import errors
 
 
 def main():
@@ -74,7 +78,7 @@ def main():
             "root": {"type": "path", "required": True},
             "supervisor": {"type": "path"},
             "agent": {"type": "str"},
-            "image_store": {"type": "path"},
+            "images": {"type": "list", "elements": "str", "default": []},
             "consul": {"type": "str", "default": ""},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
@@ -85,7 +89,7 @@ def main():
         host = PlainHost(module.params["root"])
         result = (_present if module.params["state"] == "present" else _absent)(module, host)
         module.exit_json(boot=host.boot(), **result)
-    except (EngineError, OSError, ValueError) as exc:
+    except (EngineError, OSError, ValueError, errors.Error) as exc:
         module.fail_json(msg=str(exc))
 
 
@@ -97,12 +101,11 @@ def _present(module, host):
     new_agent, up = agent.differs(), host.is_up()
     archive = Path(parameters["supervisor"])
     new_supervisor = not archive.exists() or host.supervisor_differs(archive)
-    links = _links(host, parameters["image_store"])
-    changed = bool(files or links or new_agent or new_supervisor or not up)
+    names = _names(host, parameters["images"])
+    changed = bool(files or names or new_agent or new_supervisor or not up)
     if not module.check_mode:
         host.make_folders()
-        for path, target in links.items():
-            path.symlink_to(target)
+        builders.Udocker().provide(names, host.store)
         for one in [*files, *([agent] if new_agent else [])]:
             one.write()
         if new_supervisor:
@@ -118,10 +121,11 @@ def _present(module, host):
     return {"changed": changed, "diff": shown}
 
 
-def _links(host, store):
-    """What of the store is another's: {path: target} of those links that are missing."""
-    wanted = {host.store / name: Path(store, name) for name in SHARED} if store else {}
-    return {path: target for path, target in wanted.items() if not path.is_symlink()}
+def _names(host, references):
+    """Names of the images, by their content and as the latest, that stand for another image on the host or for none."""
+    names = [name for one in references for name in (one, f"{one.rpartition(':')[0]}:latest")]
+    ours = builders.Udocker().store
+    return [name for name in names if host.image_id(name) != ours.image(name).config]
 
 
 def _absent(module, host):
