@@ -461,3 +461,125 @@ def fill_volume(container, target, folder):
         import shutil
 
         shutil.rmtree(half, ignore_errors=True)
+
+
+# Changes, and images of them
+
+
+def diff(container):
+    """[(kind, path)] of what a container has changed: A added, C changed, D deleted."""
+    from . import pack
+
+    return pack.diff(container)
+
+
+def commit(container, name=None, message="", author="", changes=()):
+    """Make an image of a container's image and what it has changed; returns the Image.
+
+    name: as people write it, None for a name made of the container's; changes: instructions such as "CMD [\"bash\"]"
+    """
+    from . import images, manifests, pack, reference
+    from .containers import timestamp
+
+    store = container.store
+    full = reference.parse(name or f"{container.name.lower()}:latest").name
+    configuration = _changed(container.configuration(), changes)
+    lower = _image_layers(container)
+    with _Still(container):
+        layer = pack.layer(container)
+    import time
+
+    now = timestamp(time.time())
+    command = container.record.get("command")
+    if command and not any(change.split(None, 1)[0].upper() == "CMD" for change in changes):
+        configuration["config"]["Cmd"] = list(command)
+    configuration.setdefault("architecture", manifests.host().architecture if hasattr(manifests, "host") else "")
+    configuration.setdefault("os", "linux")
+    history = configuration["history"] = list(configuration.get("history") or [])
+    entry = {"created": now, "created_by": " ".join(command or ())}
+    entry.update((key, value) for key, value in (("comment", message), ("author", author)) if value)
+    history.append(entry)
+    configuration["created"] = now
+    if author:
+        configuration["author"] = author
+    layers = [*lower, layer]
+    configuration["rootfs"] = {"type": "layers", "diff_ids": [one["diff_id"] for one in layers]}
+    return images.keep(store, full, configuration, layers)
+
+
+def _image_layers(container):
+    """The layers of its image, as Image.layers has them: by its manifest, since the name may stand for another now."""
+    if not container.record.get("layers"):
+        return []
+    import json
+
+    store = container.store
+    manifest = json.loads(store.read_blob(container.record["manifest"]).decode())
+    pairs = zip(manifest["layers"], container.record["layers"])
+    return [
+        {"digest": one["digest"], "diff_id": diff_id, "size": one["size"], "mediaType": one.get("mediaType")}
+        for one, diff_id in pairs
+    ]
+
+
+class _Still:
+    """Nothing starts or removes a container that stands still, for a `with`; one that runs goes on running."""
+
+    def __init__(self, container):
+        self.lock = None if container.is_running() else container.locked("commit")
+
+    def __enter__(self):
+        return self.lock and self.lock.__enter__()
+
+    def __exit__(self, *exception):
+        return self.lock and self.lock.__exit__(*exception)
+
+
+ALLOWED = (
+    "CMD", "ENTRYPOINT", "ENV", "EXPOSE", "HEALTHCHECK", "LABEL", "ONBUILD", "SHELL", "STOPSIGNAL", "USER", "VOLUME",
+    "WORKDIR",
+)  # fmt: skip
+
+
+def _changed(configuration, changes):
+    """A copy of an image's configuration after some instructions of a Containerfile; raises Error."""
+    import json
+
+    configuration = json.loads(json.dumps(configuration or {}))
+    config = configuration["config"] = configuration.get("config") or configuration.pop("container_config", None) or {}
+    if not changes:
+        return configuration
+    from . import containerfile, stages
+
+    class Job:
+        """What a stage of a build asks of its build."""
+
+        file = containerfile.Containerfile("--change", "\\")
+        store = None
+
+        @staticmethod
+        def expand(_line, word, variables):
+            return containerfile.expand(word, variables)
+
+        @staticmethod
+        def progress(*_event, **_facts):
+            pass
+
+        @staticmethod
+        def now():
+            return ""
+
+    stage = stages.Stage(Job, containerfile.Stage(0, "", "", "", 0), {})
+    stage.config = dict(configuration, history=[])
+    for text in changes:
+        word = text.split(None, 1)[0].upper() if text.strip() else ""
+        if word not in ALLOWED:
+            raise Error(f"--change {text}: one of {', '.join(ALLOWED)} is expected")
+        instruction = containerfile.parse_trigger(text, "--change")
+        stage.instruction = instruction
+        if word == "WORKDIR":
+            path = os.path.normpath(os.path.join(config.get("WorkingDir") or "/", instruction.words[0]))
+            config["WorkingDir"] = "/" + path.strip("/")
+        else:
+            getattr(stage, "_" + word.lower())(instruction)
+    return configuration

@@ -749,3 +749,27 @@ def _process(pid):
         "time": f"{used // 3600:02d}:{used // 60 % 60:02d}:{used % 60:02d}",
         "cmd": command or f"[{head.partition(b'(')[2].decode('utf-8', 'replace')}]",
     }  # fmt: skip
+
+
+# Files and images
+
+
+def copy(store, source, target, archive=False, follow=False):
+    """`cp`: see exchange.copy()."""
+    from . import exchange
+
+    exchange.copy(store, source, target, archive, follow)
+
+
+def diff(container):
+    """[(kind, path)] of what a container has changed: A added, C changed, D deleted."""
+    from . import exchange
+
+    return exchange.diff(container)
+
+
+def commit(container, name=None, message="", author="", changes=()):
+    """Make an image of what a container has become: see exchange.commit()."""
+    from . import exchange
+
+    return exchange.commit(container, name, message, author, changes)
