@@ -19,6 +19,7 @@ MEANING = (
     ("use_proot_executable", "", "where PRoot is, if not in PATH"),
     ("use_fuse_overlayfs_executable", "", "where fuse-overlayfs is, if not in PATH"),
     ("dockerio_registry_url", "", "asked instead of the default registry"),
+    ("docker_registries", {}, "{registry: URL that is asked instead}, or {registry: [URL, URL of its index]}"),
     ("dockerio_index_url", "", "searched instead of the default registry's index"),
     ("registry_mirrors", [], "URLs that are asked before the default registry"),
     ("insecure_registries", [], "host:port that may be talked to without a verified certificate, or without TLS"),
@@ -46,7 +47,7 @@ UNUSED = frozenset((
     "fakechroot_expand_symlinks", "fakechroot_cmd_subst", "libc_search", "fakechroot_libc", "lib_dirs_list_nvidia",
     "lib_dirs_list_essential", "lib_dirs_list_append", "access_files", "use_patchelf_executable",
     "use_runc_executable", "use_singularity_executable", "runc_nomqueue", "runc_capabilities", "singularity_options",
-    "cpu_affinity_exec_tools", "http_agent", "use_curl_executable", "docker_registries", "nvi_etc_list",
+    "cpu_affinity_exec_tools", "http_agent", "use_curl_executable", "nvi_etc_list",
     "nvi_bin_list", "nvi_lib_list", "nvi_dev_list",
 ))  # fmt: skip
 
@@ -165,6 +166,14 @@ def _value(text, default):
             return int(text)
         except ValueError:
             raise ValueError(f"{text!r} is no number") from None
+    if isinstance(default, dict):
+        import ast
+
+        try:
+            found = dict(ast.literal_eval(text))
+            return {str(key): str(value if isinstance(value, str) else value[0]) for key, value in found.items()}
+        except (ValueError, SyntaxError, TypeError, IndexError, KeyError):
+            raise ValueError(f"{text!r} is no mapping") from None
     if isinstance(default, list):
         if text[:1] in "([{":
             import ast

@@ -308,13 +308,13 @@ def connect(reference, store=None, **access):
     return registry
 
 
-def login(host, user, password, credentials, client=None):
+def login(host, user, password, credentials, client=None, location=None):
     """Verify user and password with a registry, then keep them; returns (where, whether the registry asked for them).
 
     An identity token, where the registry gives one, is kept in place of the password. Raises Denied, Error.
     """
     who = Login(user, password, source="this login")
-    registry = Registry(host, client, who)
+    registry = Registry(host, client, who, location=location)
     endpoint = registry.endpoint
     endpoint.authorizer.offline = True
     with endpoint.request("GET", "") as response:

@@ -58,11 +58,13 @@ class Session:
             "keystore": os.path.join(self._store.root, os.path.expanduser(config.keystore)),
             "connect": float(config.ctimeout),
         }
-        if config.registry_mirrors or config.dockerio_registry_url:
+        if config.registry_mirrors or config.dockerio_registry_url or config.docker_registries:
             from ..reference import DEFAULT_REGISTRY
 
             found["mirrors"] = {DEFAULT_REGISTRY: config.registry_mirrors}
-            found["locations"] = {DEFAULT_REGISTRY: config.dockerio_registry_url or None}
+            found["locations"] = dict(config.docker_registries)
+            if config.dockerio_registry_url:
+                found["locations"][DEFAULT_REGISTRY] = config.dockerio_registry_url
         return found
 
     def engine(self, options=None):

@@ -155,7 +155,7 @@ def login(session, options):
     access.pop("mirrors", None)
     client = Client(**access)
     try:
-        kept, asked = registry.login(host, name, password, auth.Credentials(keystore), client)
+        kept, asked = registry.login(host, name, password, auth.Credentials(keystore), client, location)
     finally:
         client.close()
     if not asked:
