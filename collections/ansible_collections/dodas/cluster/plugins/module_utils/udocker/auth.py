@@ -250,7 +250,7 @@ class Credentials:
         name = ENDPOINT if registry == DEFAULT_REGISTRY else registry
 
         def change(entries):
-            for key in [key for key in entries if _key(key) == registry]:
+            for key in [key for key in entries if host_of(key) == registry]:
                 del entries[key]
             entries[name] = entry
 
@@ -262,7 +262,7 @@ class Credentials:
         gone = []
 
         def change(entries):
-            gone.extend(key for key in entries if registry is None or _key(key) == registry)
+            gone.extend(key for key in entries if registry is None or host_of(key) == registry)
             for key in gone:
                 del entries[key]
 
@@ -305,7 +305,7 @@ class Credentials:
                 if login is not None:
                     return login
         wanted = f"{registry}/{repository}".rstrip("/")
-        keys = {_key(key): entry for key, entry in entries.items() if isinstance(entry, dict)}
+        keys = {host_of(key): entry for key, entry in entries.items() if isinstance(entry, dict)}
         while wanted:
             if wanted in keys:
                 login = _from_entry(keys[wanted], path)
@@ -318,7 +318,7 @@ class Credentials:
     def _helper(config, registry):
         helpers = config.get("credHelpers") or {}
         for key, name in helpers.items():
-            if _key(key) == registry:
+            if host_of(key) == registry:
                 return name
         return config.get("credsStore") or None
 
@@ -358,8 +358,8 @@ def _load(path):
     return content if isinstance(content, dict) else {}
 
 
-def _key(key):
-    """host[/path] that a key of a file of credentials stands for; URLs stand for their host."""
+def host_of(key):
+    """host[/path] that a location or a key of a file of credentials stands for; URLs stand for their host."""
     name = key.split("://", 1)[-1]
     host, _slash, path = name.partition("/")
     if host.lower() in ALIASES:

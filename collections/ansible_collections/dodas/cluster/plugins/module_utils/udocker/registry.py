@@ -4,7 +4,7 @@
 import json
 
 from . import manifests
-from .auth import Authorizer, Credentials, Denied, Login
+from .auth import Authorizer, Credentials, Denied, Login, host_of
 from .errors import Error, NotFound
 from .http import Client, Unreachable, is_loopback, join, origin, shown
 from .reference import DEFAULT_REGISTRY, ENDPOINT, INDEX, check_digest
@@ -89,16 +89,20 @@ class Registry:
         self.host = host
         self.client = client or Client()
         self.credentials = Credentials() if credentials is None else credentials
-        where = location or (ENDPOINT if host == DEFAULT_REGISTRY else host)
-        self.endpoint = Endpoint(self.client, where, lambda: self._login(location or host))
-        self._mirrors = [Endpoint(self.client, mirror, lambda at=mirror: self._login(at)) for mirror in mirrors]
+        self.endpoint = self._endpoint(location or (ENDPOINT if host == DEFAULT_REGISTRY else host), known=True)
+        self._mirrors = [self._endpoint(mirror) for mirror in mirrors]
         self._down = set()
         self.repository = ""
 
-    def _login(self, host):
-        if isinstance(self.credentials, Login):
-            return self.credentials if host in (self.host, self.endpoint.location) else None
-        return self.credentials.find(host.split("://", 1)[-1].partition("/")[0], self.repository)
+    def _endpoint(self, location, known=False):
+        """An Endpoint with the credentials for its own host; known: those that were given are meant for it."""
+
+        def find():
+            if isinstance(self.credentials, Login):
+                return self.credentials if known else None
+            return self.credentials.find(host_of(location).partition("/")[0], self.repository)
+
+        return Endpoint(self.client, _without_version(location), find)
 
     def close(self):
         self.client.close()
@@ -188,7 +192,7 @@ class Registry:
         index: location that is searched instead, as the default registry has one
         """
         location = index or (INDEX if self.host == DEFAULT_REGISTRY else None)
-        endpoint = Endpoint(self.client, location, lambda: self._login(self.host)) if location else self.endpoint
+        endpoint = self._endpoint(location) if location else self.endpoint
         for find in (_search_v2, _search_v1):
             found = find(endpoint, term)
             first = next(found, False)
@@ -326,6 +330,12 @@ def login(host, user, password, credentials, client=None, location=None):
     if token:
         who = Login(user, "", token)
     return credentials.keep(host, who), asked
+
+
+def _without_version(location):
+    """A location as people write it, without the version of the interface at its end."""
+    location = location.rstrip("/")
+    return location[: -len("/v1")] if location.endswith(("/v1", "/v2")) else location
 
 
 def push_scope(repository):

@@ -36,7 +36,7 @@ def pull(store, reference, platform=None, progress=None, parallel=PARALLEL, **ac
     reference: Reference or text; platform: text, None for this machine's; parallel: downloads at once;
     access: as registry.connect takes it
     progress: called as progress("layer", digest=, done=, total=, state=) with bytes done of total and state waiting,
-    downloading, unpacking, done or exists; and as progress("warning", message=)
+    downloading, unpacking, done or exists; and as progress("warning", text=)
     """
     reference = _parsed(reference)
     image = _present(store, reference)
@@ -185,7 +185,7 @@ class _Pull:
         if is_for.architecture and not platform.rank(is_for):
             if asked:
                 raise NotFound(f"{where} is for {is_for}, not for {platform}")
-            self.report("warning", message=f"{where} is for {is_for}, this machine is {platform}")
+            self.report("warning", text=f"{where} is for {is_for}, this machine is {platform}")
         layers = [
             {"digest": layer["digest"], "diff_id": diff_id, "size": layer["size"]}
             for layer, diff_id in zip(manifest.layers, diff_ids)
