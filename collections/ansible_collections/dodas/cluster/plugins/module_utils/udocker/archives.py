@@ -68,7 +68,6 @@ def _keep(store, archive, names, manifest, config, paths, limits, progress):
             raise
     if not manifest:
         return [images.keep(store, name, config, layers) for name in names]
-    store.write_blob(config)
     return [images.record(store, name, manifest, config) for name in names]
 
 
