@@ -13,14 +13,13 @@ from __future__ import annotations
 import os
 import sys
 
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker import desired
 from dodas.worker import CONFIGURATION, PROGRAM, store_of_user
 
 PREFIXES = ("SINGULARITYENV_", "APPTAINERENV_")
 # Options with a value, and those that say what is so anyway.
 VALUES = ("-B", "-S", "-W", "--home", "--pwd")
 FLAGS = ("-s", "-q", "-C", "--contain", "--ipc", "--cleanenv", "--no-home", "--rocm")
-# Variables that would change the runtime itself: given by value, the others by name, so that `ps` does not show them.
-SENSITIVE = ("LD_", "PYTHON", "UDOCKER_", "PATH", "HOME", "IFS", "ENV", "BASH_ENV", "TMPDIR", "XDG_", "DOCKER_")
 
 
 class UsageError(Exception):
@@ -64,19 +63,14 @@ def command(arguments, environment):
     made += [f"--volume={one if ':' in one else f'{one}:{one}'}" for one in given["-B"]]
     made += [f"--volume={_scratch(given, one)}:{one}" for one in given["-S"]]
     made += [f"--workdir={given['--pwd'][0]}"] if "--pwd" in given else []
-    ours = {name: value for name, value in environment.items() if not name.startswith(PREFIXES) and name not in job}
-    for name, value in sorted(job.items()):
-        if name.startswith(SENSITIVE):
-            made.append(f"--env={name}={value}")
-            if name in environment:
-                ours[name] = environment[name]
-        else:
-            made.append(f"--env={name}")
-            ours[name] = value
+    # The starter's own variables, which the job has too, are not the runtime's.
+    ours = {name: environment[name] for name in ("PATH", "TMPDIR") if name in environment}
+    options, by_name = desired.variables(job)
+    made += options
     if verb == "exec" and not entrypoint:
         made.append("--entrypoint=")
     made += [f"--location={image}"] if image.startswith("/") else [image]
-    return made + argv, ours
+    return made + argv, {**ours, **by_name}
 
 
 def _scratch(given, target):

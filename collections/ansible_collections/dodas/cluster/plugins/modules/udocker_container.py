@@ -186,6 +186,7 @@ OPTIONS = {
     "user": "user", "volumes": "volume", "workdir": "workdir",
 }  # fmt: skip
 LINES = 10  # of the log, in errors
+SETTLED = 0.5  # seconds after which one that runs has not failed at once
 
 
 def main():
@@ -259,9 +260,9 @@ def _find(module):
 
 def _absent(module, found):
     name = module.params["name"]
+    diff = {"before": f"{name}: {found.state()['status']}\n" if found is not None else "", "after": ""}
     if found is not None and not module.check_mode:
         module.udocker("rm", "--force", name)
-    diff = {"before": f"{name}: {found.state()['status']}\n" if found is not None else "", "after": ""}
     module.exit_json(changed=found is not None, recreated=[], diff=diff)
 
 
@@ -333,13 +334,13 @@ def _create(module, found):
     if not parameters["image"]:
         parameters["image"] = found.image
     words = ["create", f"--name={parameters['name']}", f"--pull={parameters['pull']}"]
-    environment = dict(parameters["env"])
+    variables, environment = desired.variables(parameters["env"])
+    words += variables
     for option, value in sorted(_options(module).items()):
         spelling = "--" + option.replace("_", "-")
         if option == "env":
-            # by name, so that `ps` does not show what they are
-            words += [f"{spelling}={name}" for name in environment]
-        elif isinstance(value, list):
+            continue
+        if isinstance(value, list):
             words += [f"{spelling}={one}" for one in value]
         elif value is True:
             words.append(spelling)
@@ -361,11 +362,11 @@ def _start(module):
             module.fail(f"container {name} ended with status {status}: {_last(output + errors)}", changed=True, **ended)
         return ended
     module.udocker("start", name, timeout=timeout)
-    deadline = time.monotonic() + timeout
+    settled, deadline = time.monotonic() + SETTLED, time.monotonic() + timeout
     while True:
         state = containers.find(module.store, name).state()
         health = (state.get("health") or {}).get("Status", "healthy")
-        if state["status"] == "running" and health == "healthy":
+        if state["status"] == "running" and health == "healthy" and time.monotonic() > settled:
             return {}
         if state["status"] == "exited" and (state.get("code") or not _one_shot(module)):
             code = state.get("code")

@@ -351,7 +351,7 @@ def create(store, image=None, options=None, argv=(), rootfs=None, record=None):
     """
     from . import engines
 
-    options = options or {}
+    options = dict(options or {})
     unknown = set(options) - set(OPTIONS)
     if unknown:
         raise Error(f"unknown option: {', '.join(sorted(unknown))}", 125)
@@ -365,6 +365,10 @@ def create(store, image=None, options=None, argv=(), rootfs=None, record=None):
         raise NotFound(f"{rootfs}: no such folder", 125)
     engine = engines.choose(store, options.get("engine") or ("directory" if rootfs is not None else None))
     configuration = _image_configuration(store, image)
+    if options.get("env"):
+        # A name without a value takes that of whoever creates it, as Docker has it, and not of whoever starts it.
+        known = [entry for entry in options["env"] if "=" in entry or entry in os.environ]
+        options["env"] = [entry if "=" in entry else f"{entry}={os.environ[entry]}" for entry in known]
     identifier = new_id()
     content = {
         "id": identifier,

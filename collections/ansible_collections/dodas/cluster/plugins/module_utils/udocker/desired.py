@@ -13,6 +13,8 @@ MANAGED = (
     "interactive", "label", "network", "publish", "read_only", "restart", "shm_size", "stop_signal", "stop_timeout",
     "tmpfs", "tty", "ulimit", "user", "volume", "workdir",
 )  # fmt: skip
+# Beginnings of names of variables that would change the runtime itself.
+SENSITIVE = ("BASH_ENV", "DOCKER_", "ENV", "HOME", "IFS", "LD_", "PATH", "PYTHON", "TMPDIR", "UDOCKER_", "XDG_")
 UNORDERED = frozenset(("add_host", "device", "env", "label", "publish", "tmpfs", "ulimit", "volume"))
 
 
@@ -69,6 +71,17 @@ def summary(wanted, image=None):
             text = " ".join(value) if isinstance(value, list) else value
             lines.append(f"{name}: {text}")
     return "".join(line + "\n" for line in lines)
+
+
+def variables(values):
+    """(options, environment) to run the program with, so that a container has the variables `values` (a mapping).
+
+    They are passed by name, so that no list of processes shows their values, but for those that the runtime itself
+    would heed.
+    """
+    own = {name for name in values if name.startswith(SENSITIVE)}
+    options = [f"--env={name}={value}" if name in own else f"--env={name}" for name, value in sorted(values.items())]
+    return options, {name: value for name, value in values.items() if name not in own}
 
 
 def _normal(name, value):
