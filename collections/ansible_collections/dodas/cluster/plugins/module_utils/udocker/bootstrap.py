@@ -132,8 +132,7 @@ def _from_image(store, names, suite, packages, progress, engine):
 
 def _apt(store, suite, packages, sources, exclude, progress, engine):
     """The root as dpkg makes it in a container: its own files were unpacked before, and are installed over then."""
-    from . import engines, layers, trees, userns
-    from .copying import Copy
+    from . import engines, layers, pack, trees, userns
     from .store import Store
 
     with store.temporary() as folder:
@@ -156,11 +155,10 @@ def _apt(store, suite, packages, sources, exclude, progress, engine):
                 _install(chosen, container, below, apt, sorted(first), sorted(further), progress, suite)
                 from .running import clear
 
-                overlay = chosen.name in ("overlay", "fuse")
-                top = os.path.join(container, "upper" if overlay else "ROOT")
+                top, whole = pack.top(container)
                 userns.call(clear, top, [], ["/debs", "/etc/hosts", "/etc/resolv.conf", "/script"])
-                root = [*below, top] if overlay else [top]
-                return layers.from_tar(store, Copy([], root, ["/"], "/", user=None).write)
+                folders = [top] if whole else [*below, top]
+                return layers.from_tar(store, lambda stream: pack.write_tree(stream, folders))
             finally:
                 chosen.remove(container)
         finally:

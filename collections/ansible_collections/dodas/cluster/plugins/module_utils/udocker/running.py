@@ -39,7 +39,7 @@ def run(stage, argv, script, env, mounts, network):
             if code:
                 said = "\n" + tail.decode("utf-8", "replace").strip() if job.silent and tail else ""
                 stage.fail(f"{_shown(argv)} {_ending(code)}{said}", code)
-            return _changes(store, job.engine, directory, layers, [mount.target for mount in prepared])
+            return _changes(store, directory, layers, [mount.target for mount in prepared])
         finally:
             job.engine.remove(directory)
             for release in reversed(held):
@@ -256,37 +256,62 @@ def _secret(stage, mount, path, found, variables):
 # What it changed
 
 
-def _changes(store, engine, directory, layers, targets):
+def _changes(store, directory, layers, targets):
     """The layer of what the container in `directory` changed; places that mounts were put on are no change."""
     from . import layers as made
-    from . import userns
+    from . import pack, userns
 
-    upper = os.path.join(directory, "upper")
-    overlay = engine.name in ("overlay", "fuse")
-    top = upper if overlay else os.path.join(directory, "ROOT")
+    top, whole = pack.top(directory)
     userns.call(clear, top, layers, targets)
-    return made.from_tar(store, lambda stream: made.changes(stream, top, None if overlay else layers))
+    return made.from_tar(store, lambda stream: pack.write_changes(stream, layers, top, whole))
 
 
 def clear(top, layers, targets):
-    """Remove from `top` what was made for mounts to be put on, if nobody used it."""
+    """Remove from `top` what was made for mounts to be put on, if nobody used it, and let folders look untouched."""
     from .view import View
 
     view = View(layers)
     for target in [*targets, "/dev/pts", "/dev/shm", "/dev/mqueue", "/dev", "/proc", "/sys"]:
         parts = view.resolve(target)
-        while parts and not view.entry(parts):
-            path = os.path.join(top, *parts)
-            try:
-                status = os.lstat(path)
-                if stat.S_ISDIR(status.st_mode):
-                    os.rmdir(path)
-                elif stat.S_ISREG(status.st_mode) and not status.st_size:
-                    os.unlink(path)
-                else:
-                    break
-            except FileNotFoundError:
-                pass
-            except OSError:
-                break
+        while parts and not view.entry(parts) and _removed(os.path.join(top, *parts)):
             parts = parts[:-1]
+        while parts:
+            _restore(view, parts, os.path.join(top, *parts))
+            parts = parts[:-1]
+
+
+def _removed(path):
+    """Remove an empty file or folder; whether it is not there then."""
+    try:
+        status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode):
+            os.rmdir(path)
+        elif stat.S_ISREG(status.st_mode) and not status.st_size:
+            os.unlink(path)
+        else:
+            return False
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    return True
+
+
+def _restore(view, parts, path):
+    """Undo the trace that a mount leaves on a folder above it: a copy in the upper folder, a newer time."""
+    from .unpack import is_opaque
+    from .view import Entry
+
+    known = view.entry(parts)
+    try:
+        here = Entry(path, os.lstat(path))
+        if not (known and known.is_folder and here.is_folder) or is_opaque(path):
+            return
+        if (here.mode, here.uid, here.gid) != (known.mode, known.uid, known.gid):
+            return
+        if not os.listdir(path) and view.names(parts):
+            os.rmdir(path)  # an upper folder: of a whole tree, the names would be here
+        elif sorted(os.listdir(path)) == view.names(parts):
+            os.utime(path, (known.mtime, known.mtime))
+    except OSError:
+        return

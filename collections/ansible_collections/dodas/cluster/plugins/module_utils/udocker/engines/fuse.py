@@ -19,7 +19,7 @@ class Fuse(Overlay):
     def mount_root(self, directory, layers, volatile=False):
         target = os.path.join(directory, "ROOT")
         upper, work = (os.path.join(directory, name) for name in ("upper", "work"))
-        lower = ":".join(_escaped(path) for path in reversed(layers)) or _escaped(target)
+        lower = ":".join(_escaped(path) for path in dict.fromkeys(reversed(layers))) or _escaped(target)
         options = f"lowerdir={lower},upperdir={_escaped(upper)},workdir={_escaped(work)}"
         program = os.environ.get("UDOCKER_FUSE_OVERLAYFS") or userns.program("fuse-overlayfs")
         if not program:
