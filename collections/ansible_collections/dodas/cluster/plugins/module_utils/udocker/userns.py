@@ -65,9 +65,7 @@ def call(function, *args, strict=False, keep=None):
     def child():
         if keep is None:
             os.close(source)
-        answer = _answer(function, args)
-        with open(target, "wb") as stream:
-            stream.write(len(answer).to_bytes(8, "little") + answer)
+        tell(target, function, *args)
 
     try:
         pid, _shown = spawn(0, child, None if keep is None else [*keep, target])
@@ -97,6 +95,13 @@ def result(source, pid, function):
     if succeeded:
         return value
     raise value
+
+
+def tell(target, function, *args):
+    """In a child: write what function(*args) returns or raises to pipe `target`, for result()."""
+    content = _answer(function, args)
+    with open(target, "wb") as stream:
+        stream.write(len(content).to_bytes(8, "little") + content)
 
 
 def _answer(function, args):

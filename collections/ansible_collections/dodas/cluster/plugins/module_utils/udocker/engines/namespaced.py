@@ -37,12 +37,18 @@ class Namespaced:
         ready: called with Running before argv is executed; attached: the container dies with this process
         Raises Error: status 127 when the command is not found, 126 when it cannot be executed, 125 otherwise.
         """
+        lock = process.lock(spec.directory)
+        try:
+            return self._start(spec, stdio, ready, attached)
+        finally:
+            os.close(lock)
+
+    def _start(self, spec, stdio, ready, attached):
         report = process.Report()
         go, write_go = os.pipe()
-        ids = []
 
         def main():
-            self._container(spec, stdio, report, go, ids[0] if ids else userns.maps())
+            self._container(spec, stdio, report, go, userns.maps())
 
         flags = linux.CLONE_NEWPID
         shared = [mount.target.rstrip("/") for mount in spec.mounts]
@@ -139,7 +145,11 @@ class Namespaced:
                 report.fail(exc)
 
         ids = userns.maps()
-        pid, shown = _join(running["shown"], main, spec, attached)
+        try:
+            pid, shown = _join(running["shown"], main, spec, attached)
+        except BaseException:
+            report.close()
+            raise
         entered = process.Running(pid, self.name, shown)
         if ready:
             ready(entered)
@@ -151,32 +161,33 @@ class Namespaced:
 
         The folder is "/". The function imports nothing: whatever it needs was imported before. Raises what it raises.
         """
+        lock = process.lock(directory)
         source, target = os.pipe()
 
         def work():
+            if not running:
+                os.chdir(self.mount_root(directory, layers))
+                process.forget_imports()
+                os.chroot(".")
+            return function("/", *args)
+
+        def answer():
             os.close(source)
-            process.forget_imports()
-            answer = userns._answer(function, ("/", *args))
-            with open(target, "wb") as stream:
-                stream.write(len(answer).to_bytes(8, "little") + answer)
+            userns.tell(target, work)
 
-        def alone():
-            folder = self.mount_root(directory, layers)
-            os.chdir(folder)
-            os.chroot(".")
-            work()
-
-        running = process.remembered(directory)
         import pickle  # noqa: F401 - inside, nothing can be imported
 
+        running = process.remembered(directory)
         try:
-            pid, _shown = _join(running["shown"], work) if running else userns.spawn(self.alone, alone)
-        except BaseException:
-            os.close(source)
-            raise
-        finally:
+            pid, _shown = _join(running["shown"], answer) if running else userns.spawn(self.alone, answer)
             os.close(target)
-        return userns.result(source, pid, function)
+            target = None
+            return userns.result(source, pid, function)
+        finally:
+            if target is not None:
+                os.close(target)
+                os.close(source)
+            os.close(lock)
 
     def remove(self, directory):
         """Delete a container's folder, whoever its files belong to."""

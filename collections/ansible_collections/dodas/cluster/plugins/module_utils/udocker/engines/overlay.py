@@ -59,7 +59,9 @@ class Overlay(Namespaced):
         flags = os.O_RDONLY | os.O_DIRECTORY
         opened = [] if layers else [os.open(target, flags)]
         try:
-            for path in [*reversed(layers), *(os.path.join(directory, name) for name in ("upper", "work"))]:
+            # A layer may be there twice (an empty one); overlay takes each once, and the upper hides the lower.
+            own = (os.path.join(directory, name) for name in ("upper", "work"))
+            for path in [*dict.fromkeys(reversed(layers)), *own]:
                 opened.append(os.open(path, flags))
         except OSError as exc:
             where = exc.filename
@@ -68,9 +70,11 @@ class Overlay(Namespaced):
             raise Error(f"{where}: {exc.strerror}: the container or its image is not whole here", 125) from exc
         *lower, upper, work = map(str, opened)
         options = f"lowerdir={':'.join(lower)},upperdir={upper},workdir={work},userxattr"
+        options += ",volatile" if volatile else ""
+        _forget_volatile(opened[-1])
         os.chdir("/proc/self/fd")
         try:
-            linux.mount("overlay", target, "overlay", linux.MS_NODEV, options + (",volatile" if volatile else ""))
+            linux.mount("overlay", target, "overlay", linux.MS_NODEV, options)
         except OSError as exc:
             raise Error(f"an overlay cannot be mounted on {target}: {exc.strerror}", 125) from exc
         finally:
@@ -78,3 +82,17 @@ class Overlay(Namespaced):
             for descriptor in opened:
                 os.close(descriptor)
         return target
+
+
+def _forget_volatile(work):
+    """Let an overlay be mounted again that was `volatile`: its files are whole unless the machine itself went down."""
+    try:
+        inner = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=work)
+    except OSError:
+        return  # never mounted
+    try:
+        trees.remove_at(inner, "incompat")
+    except FileNotFoundError:
+        pass
+    finally:
+        os.close(inner)

@@ -10,6 +10,7 @@ from .. import linux
 from ..errors import Error
 
 _FAILURE = "\0"  # between an exit code and a message, on the pipe that a successful exec closes
+_PATIENCE = 300
 # Those that a process may handle.
 ALL_SIGNALS = {int(number) for number in signal.valid_signals()} - {signal.SIGKILL, signal.SIGSTOP}
 
@@ -87,6 +88,29 @@ def children(shown):
         except OSError:
             pass
     return found
+
+
+def lock(directory):
+    """A descriptor that holds the lock on a container's files while they are mounted or looked at; raises Error."""
+    import fcntl
+
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = None
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            import time
+
+            deadline = deadline or time.monotonic() + _PATIENCE
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                reason = f"for {_PATIENCE} s another command has worked on its files (cp, commit, export)"
+                raise Error(f"container {os.path.basename(directory)[:12]}: {reason}", 125) from None
+            time.sleep(0.01)
+        except OSError:
+            return descriptor  # a file system without locks
 
 
 def remember(directory, running):
