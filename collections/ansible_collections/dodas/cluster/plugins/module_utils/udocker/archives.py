@@ -145,6 +145,385 @@ class _Copy:
         self.target.close()
 
 
+# Save
+
+
+def save(store, names, target, kind="docker"):
+    """Write images to an archive, which podman, skopeo, Docker and udocker 1.3.17 load.
+
+    names: as people type them, or Images; target: path, descriptor, or object with write(bytes)
+    kind: "docker" (layers are not compressed) or "oci" (blobs as they are). Raises Error, NotFound.
+    """
+    if kind not in ("docker", "oci"):
+        raise Error(f"{kind}: an archive is of kind docker or oci")
+    found = [images.find(store, name) if isinstance(name, str) else name for name in names]
+    if not found:
+        raise Error("which images are to be saved?")
+    with store.lock("prune", shared=True), _output(target) as stream:
+        (_save_docker if kind == "docker" else _save_oci)(store, found, _Written(stream))
+
+
+def _save_docker(store, found, archive):
+    import json
+
+    listed, repositories = {}, {}
+    for image in found:
+        config = store.read_blob(image.config)
+        paths, parent = [], None
+        for layer in image.layers:
+            identifier = _sha256(f"{parent or ''} {layer['diff_id']}".encode())
+            described = {"id": identifier, "os": "linux", "config": {}, **({"parent": parent} if parent else {})}
+            paths.append(f"{identifier}/layer.tar")
+            if archive.once(identifier):
+                archive.file(f"{identifier}/VERSION", b"1.0")
+                archive.file(f"{identifier}/json", json.dumps(described).encode())
+                archive.plain(f"{identifier}/layer.tar", store, layer)
+            parent = identifier
+        name = images.familiar(image.name)
+        entry = listed.get(image.config)
+        if entry is None:
+            path = image.config.partition(":")[2] + ".json"
+            archive.file(path, config)
+            entry = listed[image.config] = {"Config": path, "RepoTags": [], "Layers": paths}
+        if "@" not in name and name not in entry["RepoTags"]:
+            entry["RepoTags"].append(name)
+            repository, _colon, tag = name.rpartition(":")
+            if parent:
+                repositories.setdefault(repository, {})[tag] = parent
+    archive.file("manifest.json", json.dumps(list(listed.values())).encode())
+    archive.file("repositories", json.dumps(repositories).encode())
+    archive.end()
+
+
+def _save_oci(store, found, archive):
+    import json
+
+    entries = []
+    for image in found:
+        content = manifests.parse(store.read_blob(image.manifest), image.name)
+        for digest in [image.manifest, image.config] + [layer["digest"] for layer in image.layers]:
+            if archive.once(digest):
+                archive.blob(_blob(digest), store, digest)
+        name = images.familiar(image.name)
+        entry = {"mediaType": content.media_type, "digest": image.manifest, "size": len(content.content)}
+        if "@" not in name:
+            entry["annotations"] = {
+                "io.containerd.image.name": image.name, "org.opencontainers.image.ref.name": name,
+            }  # fmt: skip
+        entries.append(entry)
+    index = {"schemaVersion": 2, "mediaType": manifests.OCI_INDEX, "manifests": entries}
+    archive.file("index.json", json.dumps(index).encode())
+    archive.file("oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+    archive.end()
+
+
+class _Written:
+    """Writes an archive of images to a stream: no times, no owners, so that the same images make the same bytes."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.seen = set()
+
+    def once(self, name):
+        """Whether this is the first time that it is asked for."""
+        first = name not in self.seen
+        self.seen.add(name)
+        return first
+
+    def file(self, name, content):
+        self.stream.write(tar.header(name.encode(), b"0", size=len(content)) + tar.padded(content))
+
+    def blob(self, name, store, digest):
+        """A blob as it is."""
+        import hashlib
+
+        found = hashlib.new(digest.partition(":")[0])
+        with _opened_blob(store, digest) as source:
+            size = os.fstat(source.fileno()).st_size
+            self._copy(name, size, iter(lambda: source.read(1 << 20), b""), found)
+        if found.hexdigest() != digest.partition(":")[2]:
+            raise Error(f"blob {digest} is damaged: pull the image again")
+
+    def plain(self, name, store, layer):
+        """A layer that is not compressed any more."""
+        import hashlib
+
+        # Its size comes before it, and is known when it was decompressed once.
+        size = 0
+        with _opened_blob(store, layer["digest"]) as source:
+            for chunk in streams.decompressed(iter(lambda: source.read(1 << 17), b"")):
+                size += len(chunk)
+        found = hashlib.sha256()
+        with _opened_blob(store, layer["digest"]) as source:
+            self._copy(name, size, streams.decompressed(iter(lambda: source.read(1 << 17), b"")), found)
+        if found.hexdigest() != layer["diff_id"].partition(":")[2]:
+            raise Error(f"blob {layer['digest']} is damaged: pull the image again")
+
+    def _copy(self, name, size, pieces, found):
+        self.stream.write(tar.header(name.encode(), b"0", size=size))
+        for piece in pieces:
+            found.update(piece)
+            self.stream.write(piece)
+        self.stream.write(bytes(-size % 512))
+
+    def end(self):
+        self.stream.write(bytes(1024))
+
+
+def _opened_blob(store, digest):
+    try:
+        return open(store.blob(digest), "rb", buffering=0)
+    except OSError as exc:
+        raise Error(f"blob {digest}: {exc.strerror}: pull the image again") from None
+
+
+class _output:
+    """Context: a stream to write to. A file appears under its name when it is whole."""
+
+    def __init__(self, target):
+        self.target = target
+        self.temporary = None
+
+    def __enter__(self):
+        if hasattr(self.target, "write"):
+            self.stream = self.target
+        elif isinstance(self.target, int):
+            self.stream = open(self.target, "wb", closefd=False)
+        elif os.path.exists(self.target) and not os.path.isfile(self.target):
+            self.stream = open(self.target, "wb")
+        else:
+            self.temporary = f"{self.target}.{os.getpid()}"
+            try:
+                self.stream = open(self.temporary, "wb")
+            except OSError as exc:
+                raise Error(f"{self.target}: {exc.strerror}") from exc
+        return self.stream
+
+    def __exit__(self, kind, exception, _traceback):
+        try:
+            if self.stream is not self.target:
+                self.stream.close()
+        except OSError as exc:
+            if kind is None:
+                kind, exception = type(exc), exc
+        if self.temporary:
+            if kind is None:
+                os.replace(self.temporary, self.target)
+            else:
+                os.unlink(self.temporary)
+        if isinstance(exception, OSError):
+            where = self.target if isinstance(self.target, str) else "the archive"
+            raise Error(f"{where}: {exception.strerror}") from exception
+
+
+# Root file systems
+
+
+def import_(store, source, name, platform=None, config=None, message="", limits=None):
+    """Make an image of a root file system's tar; returns the Image.
+
+    source: as with load; name: as people type it; config: the configuration's "config" (Env, Cmd, ...)
+    """
+    full = reference.parse(name).name
+    return _import(store, source, full, platform, {"config": config or {}}, message, limits)
+
+
+def _import(store, source, name, platform, whole, message, limits):
+    """The Image of a root file system; named where `name` is given. whole: the configuration as far as it is known."""
+    stated = manifests.parse_platform(platform)
+    with store.lock("prune", shared=True):
+        layer = _take_root(store, source, limits or tar.Limits())
+        now = _now()
+        facts = {"architecture": stated.architecture, "os": stated.system}
+        if stated.variant:
+            facts["variant"] = stated.variant
+        entry = {"created": now, "created_by": "import", **({"comment": message} if message else {})}
+        for key in ("id", "parent", "container", "history", "rootfs"):
+            whole.pop(key, None)
+        rootfs = {"type": "layers", "diff_ids": [layer["diff_id"]]}
+        config = {**facts, **whole, "created": now, "rootfs": rootfs, "history": [entry]}
+        return images.keep(store, name, config, [layer])
+
+
+def _take_root(store, source, limits):
+    """Keep a tar as a layer, also one compressed as layers cannot be; returns it as Image.layers has it."""
+    with streams.opened(source) as descriptor, store.temporary() as folder:
+        pieces = iter(lambda: os.read(descriptor, 1 << 17), b"")
+        first = next(pieces, b"")
+        while first and len(first) < 6:
+            more = next(pieces, b"")
+            if not more:
+                break
+            first += more
+        pieces = _joined(first, pieces)
+        if streams.compression(first) in ("bzip2", "xz"):
+            pieces = streams.decompressed(pieces)
+        written = os.path.join(folder, "blob")
+        copy = _Copy(_Pieces(pieces), written, compress=True)
+        try:
+            diff_id = unpack.layer(store, copy, None, limits)
+        finally:
+            copy.close()
+        size = os.stat(written).st_size
+        if not store.has_blob(copy.digest):
+            store.keep_blob(written, copy.digest)
+        return {"digest": copy.digest, "diff_id": diff_id, "size": size}
+
+
+def _joined(first, rest):
+    yield first
+    yield from rest
+
+
+class _Pieces:
+    """An object to read from, of an iterator of bytes."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def read(self, _size):
+        return next(self.pieces, b"")
+
+
+def import_container(store, source, name=None, image="", platform=None, options=None, clone=False, limits=None):
+    """Make a container of a root file system's tar; returns containers.Container.
+
+    image: what `ps` shows as its image; clone: the tar is of `export --clone`, udocker's form: the files are below
+    ROOT/, and container.json is beside it
+    """
+    import tempfile
+
+    from . import containers
+
+    limits = limits or tar.Limits()
+    with store.lock("prune", shared=True):
+        if clone:
+            with store.temporary() as folder, tempfile.TemporaryFile(dir=folder) as files:
+                whole, said = _unwrap(source, files, limits)
+                image = image or said
+                platform = platform or _platform_of(whole)
+                made = _import(store, files.fileno(), "", platform, dict(whole), "", limits)
+        else:
+            made = _import(store, source, "", platform, {}, "", limits)
+        if image:
+            try:
+                made.name = reference.parse(image).name
+            except Error:
+                made.name = image
+        return containers.create(store, made, dict(options or {}, **({"name": name} if name else {})))
+
+
+def _platform_of(whole):
+    parts = [whole.get(key) for key in ("os", "architecture", "variant")]
+    parts = [part for part in parts if isinstance(part, str) and part]
+    try:
+        return str(manifests.parse_platform("/".join(parts))) if len(parts) > 1 else None
+    except Error:
+        return None
+
+
+def _unwrap(source, target, limits):
+    """Write the tar of a clone's files to `target`; returns (its container.json, its image's name)."""
+    import json
+
+    whole, image = {}, ""
+    found = False
+    with streams.opened(source) as descriptor:
+        stream = tar.Plain(descriptor, limits)
+        try:
+            for member in tar.members(stream, limits):
+                name = b"/".join(part for part in member.name.split(b"/") if part not in (b"", b"."))
+                head, _slash, inside = name.partition(b"/")
+                size = member.stored if member.kind in b"0\x007" else 0
+                if name in (b"container.json", b"imagerepo.name") and size <= JSON_BYTES:
+                    content = stream.read(size) if size else b""
+                    stream.skip(-size % 512)
+                    if name == b"container.json":
+                        whole = json.loads(content.decode() or "{}")
+                    else:
+                        image = content.decode().strip()
+                    continue
+                if head == b"ROOT" and member.kind in b"0\x0012567" and member.sparse is None:
+                    found = True
+                    link = member.linkname
+                    if member.kind == b"1":
+                        link = b"/".join(part for part in link.split(b"/") if part not in (b"", b"."))
+                        link = link.partition(b"/")[2]
+                    kind = b"0" if member.kind in b"\x007" else member.kind
+                    target.write(
+                        tar.header(
+                            (inside or b".") + (b"/" if kind == b"5" else b""), kind, size, member.mode, member.uid,
+                            member.gid, member.mtime // 1000000000, link,
+                            {os.fsdecode(key): value for key, value in (member.xattrs or {}).items()},
+                        )
+                    )  # fmt: skip
+                    for part in stream.parts(size):
+                        target.write(part)
+                    target.write(bytes(-size % 512))
+                    stream.skip(-size % 512)
+                elif size:
+                    stream.skip(size + -size % 512)
+        except (ValueError, RecursionError):
+            raise Error("container.json of the clone is no JSON") from None
+        finally:
+            stream.close()
+    if not found or not isinstance(whole, dict):
+        raise Error("this is no container of `export --clone`: there is no ROOT in it")
+    target.write(bytes(1024))
+    target.seek(0)
+    return whole, image
+
+
+def export(container, target, clone=False):
+    """Write a container's files as a tar; clone: with container.json, in udocker's form (files below ROOT/)."""
+    from . import pack
+
+    with _output(target) as stream:
+        if not clone:
+            _piped(pack.export, container, stream)
+            return
+        import json
+
+        archive = _Written(stream)
+        archive.file("container.json", json.dumps(container.configuration()).encode())
+        archive.file("imagerepo.name", container.image.encode())
+        _piped(pack.export, container, stream, "ROOT")
+
+
+def _piped(function, container, stream, *args):
+    """Call function(container, descriptor, *args); what it writes to the descriptor goes to a stream."""
+    try:
+        stream.flush()
+        descriptor = stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        descriptor = None
+    if descriptor is not None:
+        function(container, descriptor, *args)
+        return
+    import threading
+
+    source, descriptor = os.pipe2(os.O_CLOEXEC)
+
+    def pump():
+        with open(source, "rb", buffering=0) as pipe:
+            for piece in iter(lambda: pipe.read(1 << 16), b""):
+                stream.write(piece)
+
+    thread = threading.Thread(target=pump, daemon=True)
+    thread.start()
+    try:
+        function(container, descriptor, *args)
+    finally:
+        os.close(descriptor)
+        thread.join()
+
+
+def _now():
+    import time
+
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 # What an archive says
 
 

@@ -43,11 +43,11 @@ def layer(container):
     return layers.from_tar(container.store, lambda stream: write_changes(stream, lower, folder, whole))
 
 
-def export(container, descriptor):
-    """Write all files of a container to a descriptor, as a tar."""
+def export(container, descriptor, below=""):
+    """Write all files of a container to a descriptor, as a tar; below: the folder that they are in there."""
     from . import userns
 
-    return userns.call(_export, container.layers, *top(container.directory), descriptor, keep=[descriptor])
+    return userns.call(_export, container.layers, *top(container.directory), descriptor, below, keep=[descriptor])
 
 
 def top(directory):
@@ -58,9 +58,9 @@ def top(directory):
     return os.path.realpath(os.path.join(directory, "ROOT")), True
 
 
-def _export(layers, folder, whole, descriptor):
+def _export(layers, folder, whole, descriptor, below):
     with open(descriptor, "wb", buffering=0, closefd=False) as stream:
-        write_tree(stream, [folder] if whole else [*layers, folder])
+        write_tree(stream, [folder] if whole else [*layers, folder], (below,) if below else ())
 
 
 # What has changed
@@ -353,12 +353,13 @@ def write_changes(stream, layers, folder, whole):
     writer.end()
 
 
-def write_tree(stream, folders):
+def write_tree(stream, folders, below=()):
     """Write all that the folders (lowest first) show as a container's files to a stream, as a tar."""
     writer = Writer(stream)
+    writer.top(folders[-1], below)
     for parts, found in _Walk(folders, merge=True):
         if len(parts) == 1 or parts[0] not in MOUNTED:
-            writer.entry(parts, found)
+            writer.entry(below + parts, found)
     writer.end()
 
 
@@ -371,12 +372,12 @@ class Writer:
         self.size = 0
         self.links = {}
 
-    def top(self, folder):
+    def top(self, folder, name=()):
         """The folder that all are in: the uppermost layer says what the container's root folder is like."""
         parent = os.open(os.path.dirname(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             found = Found(parent, os.path.basename(folder), os.lstat(folder))
-            self.entry((".",), found)
+            self.entry(name or (".",), found)
         finally:
             os.close(parent)
 
