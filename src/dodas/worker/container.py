@@ -69,7 +69,7 @@ def command(arguments, environment):
     made += options
     if verb == "exec" and not entrypoint:
         made.append("--entrypoint=")
-    made += [f"--location={image}"] if image.startswith("/") else [image]
+    made += [f"--location={image}", ""] if image.startswith("/") else [image]
     return made + argv, {**ours, **by_name}
 
 

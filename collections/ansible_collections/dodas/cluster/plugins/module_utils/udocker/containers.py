@@ -87,6 +87,9 @@ class Container:
         """The folders of its image's layers, lowest first, less those that one above hides altogether."""
         from .trees import visible
 
+        tree = self.record.get("tree")
+        if tree:
+            return [tree]
         return visible([self.store.layer(diff_id) for diff_id in self.record.get("layers") or ()])
 
     def engine(self):
@@ -347,6 +350,7 @@ def create(store, image=None, options=None, argv=(), rootfs=None, record=None):
     """A new container of `image` (store.Image), or with the folder `rootfs` as its root; returns a Container.
 
     options: of OPTIONS, those that differ; argv: the command, instead of the image's. `record`: more for record.json.
+    A folder that this user may write is written to; another one is below an overlay, where that works.
     Nothing of it is left when anything fails.
     """
     from . import engines
@@ -363,7 +367,11 @@ def create(store, image=None, options=None, argv=(), rootfs=None, record=None):
             raise Error(f"the name {name} is taken by container {taken[:12]}: remove or rename that one", 125)
     if rootfs is not None and not os.path.isdir(rootfs):
         raise NotFound(f"{rootfs}: no such folder", 125)
-    engine = engines.choose(store, options.get("engine") or ("directory" if rootfs is not None else None))
+    shared = rootfs is not None and not os.access(rootfs, os.W_OK)
+    wanted = options.get("engine") or ("directory" if rootfs is not None and not shared else None)
+    engine = engines.choose(store, wanted)
+    if shared and engine.name in ("overlay", "fuse"):
+        record, rootfs = dict(record or {}, tree=os.path.realpath(rootfs)), None
     configuration = _image_configuration(store, image)
     if options.get("env"):
         # A name without a value takes that of whoever creates it, as Docker has it, and not of whoever starts it.
