@@ -71,6 +71,24 @@ def _keep(store, archive, names, manifest, config, paths, limits, progress):
     return [images.record(store, name, manifest, config) for name in names]
 
 
+def take(store, path, diff_id, limits):
+    """Keep a layer that is in a file; diff_id may be None. Returns {"digest", "diff_id", "size"}."""
+    if diff_id is None:
+        return _take_root(store, path, limits)
+    with streams.opened(path) as descriptor:
+        return _take(store, _One(descriptor), path, diff_id, None, limits, None)
+
+
+class _One:
+    """An archive with one file."""
+
+    def __init__(self, descriptor):
+        self.descriptor = descriptor
+
+    def open(self, _path):
+        return _Part(self.descriptor, 0, os.fstat(self.descriptor).st_size)
+
+
 def _take(store, archive, path, diff_id, descriptor, limits, progress):
     """Keep a layer of the archive, as blob and unpacked; returns {"digest", "diff_id", "size"}.
 

@@ -79,6 +79,8 @@ def media_type(path):
 def find(store, text):
     """The Image that `text` names: a name as people type it, or the beginning of an image's id or digest.
 
+    One of udocker 1.3.17's is taken over.
+
     Raises NotFound; Error where several images begin so.
     """
     from . import reference
@@ -103,11 +105,27 @@ def find(store, text):
         for image in store.images():
             if image.config.partition(":")[2].startswith(start) or image.manifest.partition(":")[2].startswith(start):
                 found.setdefault(image.config, image)
+    if not found and os.path.isdir(store.path("repos")) and parsed is not None:
+        from . import legacy
+
+        return legacy.image(store, text)
     if len(found) > 1:
         raise Error(f"{text}: several images begin so: give more digits")
     if not found:
         raise NotFound(f"no image {text} in the store: pull or load it")
     return next(iter(found.values()))
+
+
+def listed(store):
+    """All Images, by name; those of udocker 1.3.17 that were not used yet have no digests."""
+    found = {image.name: image for image in store.images()}
+    if os.path.isdir(store.path("repos")):
+        from . import legacy
+
+        for old in legacy.listed(store):
+            if old.name not in found:
+                found[old.name] = legacy.facts(store, old)
+    return [found[name] for name in sorted(found)]
 
 
 def familiar(name):
@@ -156,7 +174,13 @@ def unprotect(store, name):
 
 
 def is_protected(store, name):
-    return os.path.exists(_protection(store, name))
+    if os.path.exists(_protection(store, name)):
+        return True
+    if not os.path.isdir(store.path("repos")):
+        return False
+    from . import legacy
+
+    return any(old.protected for old in legacy.listed(store) if old.name == name)
 
 
 def _protection(store, name):
@@ -397,6 +421,10 @@ def remove(store, image, force=False, prune=True):
             names = ", ".join(container.name for container in using[:5])
             raise Error(f"{familiar(image.name)} is used by {len(using)} containers ({names}): remove them, or use -f")
         store.remove_image(image.name)
+        if os.path.isdir(store.path("repos")):
+            from . import legacy
+
+            legacy.hide(store, image.name)
         done = [("untagged", familiar(image.name))]
         if last and prune:
             own = {image.manifest, image.config}
@@ -518,7 +546,7 @@ def _abandoned(store, age):
             continue
     for repository in _listed(store.path("images")):
         for name in _listed(store.path("images", repository)):
-            if not name.endswith((".json", ".protected")):  # written as NAME.json.PID before it gets its name
+            if not name.endswith((".json", ".protected", ".gone")):  # written as NAME.json.PID before it gets its name
                 path = store.path("images", repository, name)
                 if os.lstat(path).st_mtime <= limit:
                     found.append(path)
