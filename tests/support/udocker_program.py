@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one-file program in the hands of a user: what tests of containers type.
 
-    with Program(subids=True) as udocker:
-        udocker("run", "--rm", "busybox", "true").returncode
-        udocker.out("ps")                 # stdout of a command that must succeed
+with Program(subids=True) as udocker:
+    udocker("run", "--rm", "busybox", "true").returncode
+    udocker.out("ps")                 # stdout of a command that must succeed
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from udocker_people import Person
 
 LIBRARY = Path(__file__).parents[2] / "collections/ansible_collections/dodas/cluster/plugins/module_utils/udocker"
 DEADLINE = 60
+SOON = 20
 
 
 @functools.cache
@@ -121,7 +122,7 @@ class Program:
         return path
 
 
-def until(condition, what, deadline=DEADLINE):
+def until(condition, what, deadline=SOON):
     """What condition() gives when that is true at last; fails when it is not within `deadline` seconds."""
     end = time.monotonic() + deadline
     while True:

@@ -473,10 +473,11 @@ def diff(container):
     return pack.diff(container)
 
 
-def commit(container, name=None, message="", author="", changes=()):
+def commit(container, name=None, message="", author="", changes=(), progress=None):
     """Make an image of a container's image and what it has changed; returns the Image.
 
     name: as people write it, None for a name made of the container's; changes: instructions such as "CMD [\"bash\"]"
+    progress: told ("layer", ...) as of a pull
     """
     from . import images, manifests, pack, reference
     from .containers import timestamp
@@ -487,6 +488,8 @@ def commit(container, name=None, message="", author="", changes=()):
     lower = _image_layers(container)
     with _Still(container):
         layer = pack.layer(container)
+    if progress:
+        progress("layer", digest=layer["digest"], done=layer["size"], total=layer["size"], state="done")
     import time
 
     now = timestamp(time.time())

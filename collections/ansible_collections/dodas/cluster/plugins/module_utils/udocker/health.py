@@ -21,7 +21,7 @@ class Health:
         self.interval = seconds(options["health_interval"] or check.get("Interval"), 30.0) or 30.0
         self.timeout = seconds(options["health_timeout"] or check.get("Timeout"), 30.0) or 30.0
         self.grace = seconds(options["health_start_period"] or check.get("StartPeriod"), 0.0)
-        self.retries = options["health_retries"] or check.get("Retries") or 3
+        self.retries = int(options["health_retries"] or check.get("Retries") or 3)
         self.state = {"Status": "starting", "FailingStreak": 0, "Log": []}
         self.began = time.monotonic()
         self.due = self.began + self.interval

@@ -537,6 +537,8 @@ def _log(container, options):
 def _health(container, options):
     if options["no_healthcheck"]:
         return None
+    if not str(options["health_retries"] or 3).isdigit():
+        raise Error(f"--health-retries {options['health_retries']}: a number is expected", 125)
     check = dict(container.config().get("Healthcheck") or {})
     if options["health_cmd"]:
         check["Test"] = ["CMD-SHELL", options["health_cmd"]]

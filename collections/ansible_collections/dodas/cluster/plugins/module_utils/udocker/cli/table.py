@@ -19,7 +19,7 @@ GENERAL = (
     ("--json", "", "", "Print lists as JSON"),
     ("--allow-root", "", "", "Accepted: root needs no permission here"),
     ("-h --help", "", "", "Show this help, or that of a command"),
-    ("-V --version", "", "", "Show the version"),
+    ("-V -v --version", "", "", "Show the version"),
 )
 
 GROUPS = (
@@ -104,7 +104,7 @@ CREATE = (
     ("--health-start-interval", "=-", "TIME", ""),
     ("--no-healthcheck", "", "", "No check, even if the image has one"),
     ("--log-driver", "=", "NAME", "json-file or none"),
-    ("--log-opt", "*-", "KEY=VALUE", ""),
+    ("--log-opt", "*", "KEY=VALUE", "Rotate the log: max-size=10m, max-file=3"),
     ("--pull", "=", "WHEN", "missing, always, never, or reuse: the container of --name  [default: missing]"),
     _PLATFORM,
     ("--engine", "=", "NAME", "overlay, directory, fuse, proot, or a mode of udocker 1.3.17: P1, R1"),
@@ -541,7 +541,7 @@ COMMANDS = {
         "here", "", "Show versions", "here.version",
         (("-f --format", "=", "TEMPLATE", "Print fields, or json"),), (), "",
     ),
-    "df": ("here", "", "Show what takes how much of the disk", "here.df",
+    "df": ("here", "", "Show what takes how much of the disk", "images.df",
            (("-v --verbose", "", "", "Each image and container"), _FORMAT, _JSON), (), ""),
     "showconf": ("here", "", "Show the configuration", "here.showconf", (), (), ""),
     "mkrepo": ("here", "FOLDER", "Make another place for images and containers", "here.mkrepo", (),
