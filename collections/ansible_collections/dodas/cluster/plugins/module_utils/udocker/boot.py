@@ -62,7 +62,8 @@ def compiled(index, content):
     source = Pack(None, index, content, False)
     made, codes, offset = {}, [], 0
     for name in index:
-        codes.append(marshal.dumps(source.get_code(name)))
+        # Version 2: later ones tell what is shared by chance, so that the same code is not always the same bytes.
+        codes.append(marshal.dumps(source.get_code(name), 2))
         made[name] = (offset, len(codes[-1]), index[name][2])
         offset += len(codes[-1])
     return made, b"".join(codes)

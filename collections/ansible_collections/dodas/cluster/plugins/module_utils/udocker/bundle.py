@@ -91,10 +91,10 @@ def build():
         index[name] = (offset, size, names[name][1])
     compiled_index, compiled = boot.compiled(index, archive)
     parts = {
-        "boot": marshal.dumps(compile(boot_source, "boot.py", "exec", dont_inherit=True, optimize=2)),
-        "compiled index": marshal.dumps(compiled_index),
+        "boot": marshal.dumps(compile(boot_source, "boot.py", "exec", dont_inherit=True, optimize=2), 2),
+        "compiled index": marshal.dumps(compiled_index, 2),
         "compiled": compiled,
-        "index": marshal.dumps(index),
+        "index": marshal.dumps(index, 2),
         "archive": archive,
     }
     digest = hashlib.sha256(b"".join(name.encode() + b"\0" + content for name, content in members)).hexdigest()

@@ -112,14 +112,14 @@ def _chosen(session, options):
         found = [container for container in found if container.is_running()]
     for key in {key for key, _value in filters}:
         values = [value for name, value in filters if name == key]
-        found = [container for container in found if _passes(session, container, key, values)]
+        found = [container for container in found if passes(session, container, key, values)]
     last = 1 if options.latest else int(options.last or 0) if (options.last or "0").lstrip("-").isdigit() else None
     if last is None:
         raise Error(f"--last {options.last} is no number")
     return found[:last] if last > 0 else found
 
 
-def _passes(session, container, key, values):
+def passes(session, container, key, values):
     if key == "id":
         return any(container.id.startswith(value) for value in values)
     if key == "name":
@@ -261,27 +261,9 @@ def platform(container):
 
 def size_of(container):
     """Bytes that are its own on disk, and not its image's."""
-    total, seen = 0, set()
-    pending = [container.directory]
-    while pending:
-        try:
-            entries = os.scandir(pending.pop())
-        except OSError:
-            continue
-        with entries:
-            for entry in entries:
-                try:
-                    about = entry.stat(follow_symlinks=False)
-                except OSError:
-                    continue
-                if about.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
-                    if about.st_ino in seen:
-                        continue
-                    seen.add(about.st_ino)
-                total += about.st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-    return total
+    from ..images import container_size
+
+    return container_size(container)
 
 
 def _megabytes(count):

@@ -151,7 +151,7 @@ def login(session, options):
         password = getpass.getpass("password: ")
     access = dict(session.store.access)
     keystore = access.pop("keystore")
-    access.pop("locations", {}).get(host)
+    location = access.pop("locations", {}).get(host)
     access.pop("mirrors", None)
     client = Client(**access)
     try:
@@ -199,8 +199,11 @@ def manifest(session, options):
 
 
 def images(session, options):
+    from .. import images as library
+
     pattern = options.arguments[0] if options.arguments else None
-    found = [image for image in session.store.images() if _fits(image, pattern) and _passes(session, image, options)]
+    found = [image for image in library.listed(session.store) if _fits(image, pattern)]
+    found = [image for image in found if _passes(session, image, options)]
     as_json = options.json or session.json
     if options.quiet:
         seen = []
@@ -348,3 +351,344 @@ def load(session, options):
     for image in loaded:
         name = library.familiar(image.name)
         session.out("Loaded image: " + name if session.docker else name)
+
+
+def save(session, options):
+    import sys
+
+    from .. import archives
+
+    names = [name for name in options.arguments if name != "-"]
+    if not names:
+        raise Error("which images are to be saved?")
+    target = options.output
+    if target in (None, "-"):
+        if os.isatty(1):
+            raise Error("an archive does not go to a terminal: give -o FILE")
+        archives.save(session.store, names, sys.stdout.fileno(), "oci" if options.oci else "docker")
+        return
+    if os.path.exists(target) and not session.docker:
+        raise Error(f"output file already exists: {target}")
+    archives.save(session.store, names, target, "oci" if options.oci else "docker")
+
+
+def import_(session, options):
+    from .. import archives, exchange
+
+    source, name = [*options.arguments, None][:2]
+    source = 0 if source == "-" else _local(source)
+    config = exchange._changed({}, options.change)["config"] if options.change else None
+    if options.tocontainer or options.clone:
+        container = archives.import_container(
+            session.store, source, name=options.name, image=name or "", platform=options.platform, clone=options.clone,
+            options={"dialect": session.dialect},
+        )  # fmt: skip
+        session.out(container.id)
+        return
+    if not name:
+        raise Error("what is the image to be called? Give a name after the archive")
+    image = archives.import_(session.store, source, name, options.platform, config, options.message or "")
+    if options.mv and isinstance(source, str):
+        os.unlink(source)
+    if session.docker:
+        session.out(image.config)
+
+
+def _local(source):
+    """The path of an archive; one at a URL is read from there."""
+    if "://" not in source:
+        if not os.path.exists(source):
+            raise NotFound(f"{source}: no such file")
+        return source
+    import urllib.error
+    import urllib.request
+
+    try:
+        return urllib.request.urlopen(source, timeout=60)
+    except (urllib.error.URLError, ValueError, OSError) as exc:
+        raise Error(f"{source} cannot be read: {exc}") from None
+
+
+def export(session, options):
+    import sys
+
+    from .. import archives, containers
+
+    *target, key = options.arguments
+    target = options.output or (target[0] if target else "-")
+    container = containers.find(session.store, key)
+    if target == "-":
+        if os.isatty(1):
+            raise Error("an archive does not go to a terminal: give -o FILE")
+        archives.export(container, sys.stdout.fileno(), options.clone)
+        return
+    if not session.docker:
+        session.say(f"exporting to file {target}")
+    archives.export(container, target, options.clone)
+
+
+# One image
+
+
+def tag(session, options):
+    from .. import images as library
+
+    source, target = options.arguments
+    image = library.find(session.store, source)
+    if not session.docker:
+        name = reference.parse(target).name
+        if any(other.name == name for other in session.store.images()):
+            raise Error("target already exists")
+        if library.is_protected(session.store, image.name):
+            raise Error("source repository is protected")
+    library.tag(session.store, image, target)
+
+
+def rmi(session, options):
+    from .. import images as library
+    from .containers import each
+
+    def remove(key):
+        try:
+            image = library.find(session.store, key)
+        except NotFound:
+            if options.force and session.docker:
+                return
+            raise
+        if not session.docker:
+            session.say(f"deleting image: {key}")
+        # For udocker 1.3.17 containers have nothing to do with images any more; here they keep their layers.
+        done = library.remove(session.store, image, options.force or not session.docker, not options.no_prune)
+        if session.docker:
+            for what, name in done:
+                session.out(f"{what.capitalize()}: {name}")
+
+    return each(session, options.arguments, remove)
+
+
+def verify(session, options):
+    from .. import images as library
+    from .progress import of
+
+    image = library.find(session.store, options.arguments[0])
+    session.say(f"verifying: {library.familiar(image.name)}")
+    with of(session, True) as progress:
+        problems = library.verify(session.store, image, progress)
+    for problem in problems:
+        session.error(problem)
+    if problems:
+        raise Error("image verification failure: pull the image again")
+    session.say("image Ok")
+
+
+def history(session, options):
+    from .. import images as library
+    from . import output, template
+
+    rows = library.history(session.store, library.find(session.store, options.arguments[0]))
+    if options.json or session.json:
+        session.out(output.pretty(rows))
+        return
+    facts = []
+    for one in rows:
+        by = " ".join(one["created_by"].split())
+        short = not options.no_trunc and not options.format
+        identifier = one["id"] if options.no_trunc or ":" not in one["id"] else one["id"].partition(":")[2][:12]
+        moment = _seconds(one["created"])
+        facts.append({
+            "ID": identifier, "CreatedAt": one["created"],
+            "CreatedSince": output.ago(moment) if moment else "N/A",
+            "CreatedBy": by[:44] + "\u2026" if short and len(by) > 45 else by,
+            "Size": output.size(one["size"]), "Comment": one["comment"],
+        })  # fmt: skip
+    if options.quiet:
+        for one in facts:
+            session.out(one["ID"])
+        return
+    form = options.format or "table {{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}"
+    for line in template.rows(form, facts, {"ID": "IMAGE", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY"}):
+        session.out(line)
+
+
+def _seconds(text):
+    from .containers import moment
+
+    try:
+        return moment(text, "created")
+    except Error:
+        return 0
+
+
+def inspect(session, options):
+    """Of containers and images; in udocker's dialect what container.json holds, in docker's a list."""
+    from . import output, template
+
+    if options.type not in (None, "container", "image"):
+        raise Error(f"--type {options.type}: container or image")
+    found, status = [], 0
+    for key in options.arguments:
+        try:
+            found.append(_inspected(session, options, key))
+        except NotFound as exc:
+            session.error(str(exc) if options.type else f"no such object: {key}")
+            status = 1
+    if options.p:
+        for one in found:
+            session.out(one)
+    elif options.format:
+        for one in found:
+            session.out(template.render(options.format, one))
+    elif session.docker:
+        session.out(output.pretty(found))
+    else:
+        for one in found:
+            session.out(output.pretty(one))
+    return status
+
+
+def _inspected(session, options, key):
+    from .. import containers
+    from .. import images as library
+
+    if options.type != "image":
+        try:
+            container = containers.find(session.store, key)
+        except NotFound:
+            if options.type or options.p:
+                raise
+        else:
+            if options.p:
+                return containers.materialise(container)
+            if not session.docker and not options.format:
+                return container.configuration()
+            return _container_facts(container, options)
+    image = library.find(session.store, key)
+    if not session.docker and not options.format:
+        return library.configuration(session.store, image)
+    facts = library.inspect(session.store, image)
+    facts["Metadata"] = {"LastTagTime": containers.timestamp(image.created)}
+    return facts
+
+
+def _container_facts(container, options):
+    """What docker inspect says, and what tools ask of it besides."""
+    from .. import containers
+    from .. import images as library
+
+    facts = containers.inspect(container)
+    facts["State"].setdefault("OOMKilled", False)
+    settings = facts["NetworkSettings"]
+    settings.setdefault("IPAddress", "")
+    settings.setdefault("Networks", {facts["HostConfig"]["NetworkMode"]: {"IPAddress": "", "Gateway": ""}})
+    facts["Config"].setdefault("Image", library.familiar(container.image))
+    facts["Config"].setdefault("Hostname", os.uname().nodename)
+    facts.setdefault("Mounts", [_mount(text) for text in container.options["volume"]])
+    if options.size:
+        size = library.container_size(container)
+        facts["SizeRw"] = facts["SizeRootFs"] = size
+    return facts
+
+
+def _mount(text):
+    source, _colon, rest = text.partition(":")
+    target, _colon, more = rest.partition(":")
+    writable = "ro" not in more.split(",")
+    return {"Type": "bind", "Source": source, "Destination": target or source, "Mode": more, "RW": writable}
+
+
+# All of them
+
+
+def prune(session, options):
+    import sys
+
+    from .. import containers
+    from .. import images as library
+    from .output import size
+
+    only_containers = getattr(options, "containers_only", False)
+    only_images = getattr(options, "images_only", False)
+    if session.docker and not options.force and sys.stdin.isatty():
+        answer = input("This removes what nothing uses. Are you sure? [y/N] ")
+        if not answer.strip().lower().startswith("y"):
+            return
+    removed = []
+    if session.docker and not only_images:
+        removed = _prune_containers(session, options)
+        if removed:
+            session.out("Deleted Containers:")
+            for identifier in removed:
+                session.out(identifier)
+    if only_containers:
+        session.out("\nTotal reclaimed space: 0B")
+        return
+    containers.tidy(session.store)
+    gone = library.prune(session.store, options.all)
+    for name in gone["images"]:
+        session.out(("untagged: " if session.docker else "") + name)
+    freed = size(gone["bytes"])
+    if session.docker:
+        session.out(f"\nTotal reclaimed space: {freed}")
+    else:
+        session.say(f"{freed} freed: {len(gone['layers'])} layers, {len(gone['blobs'])} blobs")
+
+
+def _prune_containers(session, options):
+    """Those that do not run, and that the filters mean."""
+    from .. import containers
+    from .containers import passes
+
+    filters = [text.partition("=")[::2] for text in options.filter]
+    removed = []
+    for container in containers.listed(session.store):
+        if container.is_running() or container.protected:
+            continue
+        if not all(passes(session, container, key, [value]) for key, value in filters if key != "until"):
+            continue
+        try:
+            containers.remove(container)
+            removed.append(container.id)
+        except Error as exc:
+            session.warn(str(exc))
+    return removed
+
+
+def df(session, options):
+    from .. import images as library
+    from ..records import dumps
+    from . import output, template
+
+    found = library.usage(session.store)
+    if options.json or session.json:
+        session.out(dumps(found))
+        return
+    containers, images = found["containers"], found["images"]
+    own = sum(one["size"] for one in containers)
+    idle = sum(one["size"] for one in containers if not one["running"])
+    unused = sum(one["unique"] for one in images if not one["containers"])
+    facts = [
+        _usage("Images", len(images), sum(bool(one["containers"]) for one in images), found["layers"], unused),
+        _usage("Containers", len(containers), sum(one["running"] for one in containers), own, idle),
+        _usage("Archives", len(images), len(images), found["blobs"], found["reclaimable"]),
+    ]
+    form = options.format or "table {{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}"
+    for line in template.rows(form, facts, {"TotalCount": "TOTAL"}):
+        session.out(line)
+    if options.verbose:
+        rows = [["", ""], ["IMAGE", "SIZE", "SHARED", "UNIQUE", "CONTAINERS"]]
+        rows += [
+            [library.familiar(one["name"]), *(output.size(one[key]) for key in ("size", "shared", "unique")),
+             str(one["containers"])] for one in images
+        ]  # fmt: skip
+        rows += [["", ""], ["CONTAINER", "SIZE", "IMAGE"]]
+        rows += [[one["name"], output.size(one["size"]), library.familiar(one["image"])] for one in containers]
+        for line in output.columns(rows):
+            session.out(line)
+
+
+def _usage(kind, total, active, size, reclaimable):
+    from .output import size as text
+
+    share = f" ({100 * reclaimable // size}%)" if size else ""
+    return {"Type": kind, "TotalCount": str(total), "Active": str(active), "Size": text(size),
+            "Reclaimable": text(reclaimable) + share}  # fmt: skip

@@ -61,14 +61,11 @@ class Progress:
 
     def _tell(self, event, facts):
         """An event that is no layer's: a line, above what is drawn."""
-        text = facts.get("text") or " ".join([event] + [str(value) for value in facts.values()])
-        if self.terminal:
-            self._clear()
-            self.stream.write(text + "\n")
-            if self.layers:
-                self._draw()
-        else:
-            self.stream.write("Info: " + text + "\n")
+        text = facts.get("message") or facts.get("text") or " ".join([event, *map(str, facts.values())])
+        self._clear()
+        self.stream.write(("Warning: " if event == "warning" else "Info: ") + text + "\n")
+        if self.terminal and self.layers:
+            self._draw()
 
     def _clear(self):
         if self.drawn:
