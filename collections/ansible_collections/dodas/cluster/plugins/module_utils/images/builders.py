@@ -23,6 +23,14 @@ from ansible_collections.dodas.cluster.plugins.module_utils import deployment
 from ansible_collections.dodas.cluster.plugins.module_utils.images.catalogue import PREFIX, ImageError
 from ansible_collections.dodas.cluster.plugins.module_utils.local import podman as local
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.bootstrap import debian_sources
+
+# Named here so that Ansible ships them: the runtime imports them by name.
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker.engines import (  # noqa: F401
+    directory,
+    fuse,
+    overlay,
+    proot,
+)
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import NotFound as UdockerNotFound
 
@@ -151,7 +159,7 @@ class Udocker:
         # A process of its own: it may be ended when it takes too long, and forks as it likes.
         code = f"import sys; from {__name__} import work; sys.exit(work(sys.argv[1]))"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        _run([sys.executable, "-c", code, json.dumps(job)], stream, env=environment)
+        _run([sys.executable, "-S", "-c", code, json.dumps(job)], stream, env=environment)  # Ansible has a sitecustomize
 
     def save(self, references, path):
         from ansible_collections.dodas.cluster.plugins.module_utils.udocker import archives
