@@ -88,7 +88,8 @@ stdout_logfile_backups=2
 
     def _script(self):
         app, runtime, started = self.app, self.place.program("udocker"), self.started
-        arguments = ["--rm", f"--name={self.container}", f"--env-file={self.records / app.id}.env"]
+        arguments = ["--rm", f"--name={self.container}", f"--hostname={self.place.root.name}"]
+        arguments += [f"--env-file={self.records / app.id}.env"]
         arguments += [f"--user={app.user}"] if app.user else []
         arguments += [f"--device={device}" for device in app.devices]
         arguments += [f"--volume={source}:{target}:{mode.lower()}" for source, target, mode in app.volumes]
