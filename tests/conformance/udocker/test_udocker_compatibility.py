@@ -100,14 +100,15 @@ class Index(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def udocker(registry):
+def udocker(registry, scripts):
     """The program of somebody whose configuration names the registry, with what the scripts need on PATH."""
+    (other,) = set(re.findall(r"pull (\S+?)/docker/library/redis$", (scripts / "udocker_test.sh").read_text(), re.M))
     with Server(Index) as index, Program(name="bob") as udocker:
         (udocker.store / "udocker.conf").write_text(
             "[DEFAULT]\n"
             f"dockerio_registry_url = {registry.url}\n"
             f"dockerio_index_url = {index.url}\n"
-            f'docker_registries = {{"public.ecr.aws": "{registry.url}"}}\n'
+            f"docker_registries = {{'{other}': '{registry.url}'}}\n"
         )
         tools = udocker.folder("tools")
         (tools / "wget").write_text(WGET)

@@ -80,21 +80,63 @@ def wrapped(text, width):
 
 
 def reference():
-    """All commands and their options in Markdown, for docs/udocker.md."""
-    lines = []
+    """docs/udocker-reference.md: commands and their options, configuration, variables."""
+    from ..config import MEANING, VARIABLES
+
+    lines = ["# udocker: reference", "", *wrapped(_ABOUT, 118), "", "Options before the command:", ""]
+    lines += _table(GENERAL)
     for key, title in GROUPS:
-        lines += ["### " + title, ""]
-        for name, (group, arguments, summary, _function, options, _examples, text) in COMMANDS.items():
+        lines += ["", "## " + title]
+        for name, (group, arguments, summary, _function, options, examples, text) in COMMANDS.items():
             if group != key:
                 continue
             usage = " ".join(filter(None, ("udocker", name, "[OPTIONS]" if options else "", arguments)))
-            lines += [f"#### `{usage}`", "", *wrapped(summary + "." + (" " + text if text else ""), 118), ""]
+            about = summary + "." + (" " + text if text else "")
+            lines += ["", f"### {name}", "", f"    {usage}", "", *wrapped(about, 118)]
             shown = [option for option in options if is_shown(option)]
             if shown:
-                lines += ["| option | |", "|---|---|"]
-                for spellings, kind, value, help_ in shown:
-                    names = ", ".join(f"`{spelling}`" for spelling in sorted(spellings.split(), key=len))
-                    joined = "" if not value else f" [`{value}`]" if kind == "?" else f" `{value}`"
-                    lines.append("| {}{} | {} |".format(names, joined.replace("|", "\\|"), help_.replace("|", "\\|")))
-                lines.append("")
-    return "\n".join(lines)
+                lines += ["", *_table(shown)]
+            hidden = " ".join(f"`{option[0].split()[-1]}`" for option in options if "-" in option[1])
+            if hidden:
+                lines += ["", *wrapped("Taken, without effect: " + hidden, 118)]
+            if examples:
+                lines += ["", "```"]
+                lines += [f"udocker {line:<64} # {what}" if what else f"udocker {line}" for line, what in examples]
+                lines.append("```")
+    lines += ["", "## Configuration", "", *wrapped(_FILES, 118), ""]
+    lines += ["| name | default | variable | |", "|---|---|---|---|"]
+    variables = {name: variable for variable, name in VARIABLES.items()}
+    for name, default, meaning in MEANING:
+        shown = " ".join(default) if isinstance(default, list) else str(default or "")
+        variable = f"`{variables[name]}`" if name in variables else ""
+        lines.append(f"| `{name}` | {f'`{shown}`' if shown else ''} | {variable} | {_cell(meaning)} |")
+    return "\n".join(lines) + "\n"
+
+
+_ABOUT = (
+    "What `udocker --help` and `udocker COMMAND --help` say. An option's value is written --x=y or --x y; short options "
+    "may be joined: -it. Made from the program's table of commands: `python3 -m "
+    "ansible_collections.dodas.cluster.plugins.module_utils.udocker.cli.help`."
+)
+_FILES = (
+    "Read in this order, the last one holds: /etc/udocker.conf (not with UDOCKER_NOSYSCONF), ~/.udocker/udocker.conf, "
+    "udocker.conf of the store, the file of --config, variables, options. Lines are `name = value`. Names of udocker "
+    "1.3.17 that have no meaning here are taken; unknown ones are warned of. `udocker showconf` prints what holds."
+)
+
+
+def _table(options):
+    lines = ["| option | |", "|---|---|"]
+    for spellings, kind, value, text in options:
+        names = ", ".join(f"`{spelling}`" for spelling in sorted(spellings.split(), key=len))
+        shown = "" if not value else f" [`{value}`]" if kind == "?" else f" `{value}`"
+        lines.append(f"| {names}{_cell(shown)} | {_cell(text)} |")
+    return lines
+
+
+def _cell(text):
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
