@@ -271,19 +271,15 @@ class _Pull:
                 self._say(layer, layer["size"], "done")
                 return
             try:
-                try:
-                    self._fetch(layer, partial)
-                except _Damaged:
-                    # What an earlier pull had left may be to blame: once more, without it.
-                    if not partial.resumed:
-                        raise
-                    partial.restart()
-                    self._fetch(layer, partial)
-            except Error:
-                if not self.stopped.is_set() and not partial.worth:
-                    partial.drop()
-                raise
-            store.keep_blob(partial.path, digest)
+                self._fetch(layer, partial)
+            except _Damaged:
+                # What an earlier pull had left may be to blame: once more, without it.
+                resumed = partial.resumed
+                partial.restart()
+                if not resumed:
+                    raise
+                self._fetch(layer, partial)
+            partial.keep(store, digest)
             self._say(layer, layer["size"], "done")
 
     def _fetch(self, layer, partial):
@@ -304,7 +300,6 @@ class _Pull:
                 except Unreachable:
                     failures = 1 if partial.size > before else failures + 1
                     if failures >= ATTEMPTS or self.stopped.wait(self.registry.client.pause * 2**failures):
-                        partial.worth = partial.size > 0
                         raise
             if f"{algorithm}:{hashed.hexdigest()}" != layer["digest"]:
                 raise _Damaged(f"{self._where(layer)} is not what its digest says: refused")
@@ -350,7 +345,7 @@ class _Pull:
 
 
 class _Damaged(Error):
-    """A blob that is not what the manifest says."""
+    """A blob that is not what the manifest says, or cannot be unpacked: nothing of it is worth keeping."""
 
 
 class _Partial:
@@ -360,7 +355,6 @@ class _Partial:
         self.path = store.path("tmp", digest.replace(":", "-") + ".partial")
         self.stopped = stopped
         self.report = report
-        self.worth = False  # what is there is to be gone on with later
 
     def __enter__(self):
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
@@ -399,6 +393,8 @@ class _Partial:
                     raise Unreachable("stopped") from None
 
     def __exit__(self, *_exc):
+        if self.path and not self.size:
+            self.drop()
         os.close(self.descriptor)
 
     def hash(self, hashed):
@@ -426,8 +422,14 @@ class _Partial:
         self.size, self.resumed = 0, False
 
     def drop(self):
+        self.size = 0
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
+
+    def keep(self, store, digest):
+        """Take it as a blob of the store."""
+        store.keep_blob(self.path, digest)
+        self.path = None
 
 
 def _holder(inode):
@@ -452,6 +454,7 @@ class _Job:
         self.available = 0
         self.ended = False
         self.failed = False
+        self.broken = False
         self.said = 0.0
         self.changed = threading.Condition()
 
@@ -463,6 +466,8 @@ class _Job:
         if self.unpacker is None and not self.unpacked and available:
             with contextlib.suppress(queue.Empty):
                 self._begin(self.pull.unpackers.get_nowait())
+        if self.broken and self.unpacker is not None:
+            self._result()
         now = time.monotonic()
         if now - self.said > TICK and not ended:
             self.said = now
@@ -492,7 +497,7 @@ class _Job:
                 if self.ended:
                     self.pull._say(self.layer, position, "unpacking")
         except BrokenPipeError:
-            pass  # the other end says why
+            self.broken = True  # the other end says why
         finally:
             os.close(target)
 
@@ -568,7 +573,7 @@ class _Unpacker:
             answer += more
         problem = json.loads(answer)
         if problem:
-            raise Error(f"layer {layer['digest']}: {problem[0]}", problem[1])
+            raise _Damaged(f"layer {layer['digest']}: {problem[0]}", problem[1])
 
     def close(self):
         self.socket.close()
