@@ -57,16 +57,16 @@ class Writer:
         from .containers import timestamp
 
         now = timestamp(time.time())
-        text = "".join(
-            records.dumps({"log": line.decode("utf-8", "surrogateescape"), "stream": stream, "time": now}) + "\n"
+        made = [
+            records.dumps({"log": line.decode("utf-8", "surrogateescape"), "stream": stream, "time": now}).encode() + b"\n"
             for line in lines
-        )
-        data = text.encode("ascii")
-        if self.max_size and self.size + len(data) > self.max_size and self.size:
-            self._rotate()
-        while data:
-            data = data[os.write(self.file, data) :]
-        self.size = os.fstat(self.file).st_size
+        ]
+        for data in made if self.max_size else [b"".join(made)]:
+            if self.max_size and self.size + len(data) > self.max_size and self.size:
+                self._rotate()
+            self.size += len(data)
+            while data:
+                data = data[os.write(self.file, data) :]
 
     def _rotate(self):
         os.close(self.file)
@@ -75,6 +75,7 @@ class Writer:
             if os.path.exists(older):
                 os.replace(older, f"{self.path}.{number}")
         self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self.size = 0
 
 
 def read(container, write, follow=False, tail=None, since=0.0, until=0.0, timestamps=False):

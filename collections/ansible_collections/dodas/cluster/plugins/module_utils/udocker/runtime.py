@@ -15,6 +15,10 @@ STOP_TIMEOUT = 10.0  # seconds between asking and killing
 GONE = 20.0  # seconds that the end of a killed container may take
 
 
+class NoTerminal(Error):
+    """-t and -i were given without a terminal: status 1 with Docker, too."""
+
+
 def say(text):
     """Where notes go: to standard error."""
     import sys
@@ -174,7 +178,7 @@ def foreground(container, argv, options, note=say, fresh=False):
     if options["attach"]:
         options["interactive"] = options["interactive"] and "stdin" in [one.lower() for one in options["attach"]]
     if options["tty"] and options["interactive"] and not terminal.is_terminal(0):
-        raise Error("the input device is not a TTY: leave out -t, or -i", 1)
+        raise NoTerminal("the input device is not a TTY: leave out -t, or -i", 1)
     logged = options["log_driver"] not in ("", "none")
     kept = publishes(options) or options["network"] not in ("", "host", "none") or _policy(options) != "no"
     if options["tty"] or logged or kept:
@@ -393,7 +397,7 @@ def execute(container, argv, options=None, note=say):
 
     if given["tty"]:
         if given["interactive"] and not terminal.is_terminal(0):
-            raise Error("the input device is not a TTY: leave out -t, or -i", 1)
+            raise NoTerminal("the input device is not a TTY: leave out -t, or -i", 1)
         return _execute_on_terminal(engine, state["running"], spec, given)
     given["attach"] = []
     stdio, opened = _stdio(given)

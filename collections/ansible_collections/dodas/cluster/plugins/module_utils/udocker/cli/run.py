@@ -71,7 +71,7 @@ def _target(session, options):
 
 def _as_docker(session, exc):
     """Docker says 125 of all that went wrong before the command."""
-    if session.docker and exc.status == 1:
+    if session.docker and exc.status == 1 and not isinstance(exc, runtime.NoTerminal):
         exc.status = STATUS
     return exc
 
