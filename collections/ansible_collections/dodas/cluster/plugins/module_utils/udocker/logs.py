@@ -57,10 +57,10 @@ class Writer:
         from .containers import timestamp
 
         now = timestamp(time.time())
-        made = [
-            records.dumps({"log": line.decode("utf-8", "surrogateescape"), "stream": stream, "time": now}).encode() + b"\n"
-            for line in lines
-        ]
+        made = []
+        for line in lines:
+            record = {"log": line.decode("utf-8", "surrogateescape"), "stream": stream, "time": now}
+            made.append(records.dumps(record).encode() + b"\n")
         for data in made if self.max_size else [b"".join(made)]:
             if self.max_size and self.size + len(data) > self.max_size and self.size:
                 self._rotate()

@@ -127,6 +127,13 @@ class Monitor:
     # One life of the container after another
 
     def run(self, writer, holder):
+        from .terminal import Watch
+
+        # An end of the container wakes us up; so does whoever ends this user's processes, as at a shutdown.
+        with Watch(("SIGCHLD", "SIGTERM", "SIGINT", "SIGHUP")) as self.signals:
+            self._run(writer, holder)
+
+    def _run(self, writer, holder):
         import time
 
         pause = 0.1
@@ -268,38 +275,23 @@ class Monitor:
 
     def watch(self):
         """Pass its streams on until it has ended; returns its exit code."""
-        import threading
-
-        reader, writer = os.pipe()
-        codes = []
-
-        def wait():
-            try:
-                codes.append(self.running.wait())
-            except BaseException:
-                codes.append(125)
-            os.write(writer, b"1")
-
-        # wait() blocks, and knows what it waits for; the streams need this thread.
-        waiter = threading.Thread(target=wait, daemon=True)
-        waiter.start()
-        end = None
+        code = end = None
         while True:
             timeout = 0.1 if end is not None else self.health.next() if self.health else None
             if self.log and self.log.pending:
                 timeout = 0.1 if timeout is None else min(timeout, 0.1)
-            busy = self._turn(timeout, None if end is not None else reader)
-            if codes and end is None:
-                end = _clock() + DRAIN
+            if code is None:
+                code = self.running.poll()
+                if code is not None:
+                    end = _clock() + DRAIN
+                    timeout = 0.1
+            busy = self._turn(timeout)
             if not busy and self.log and self.log.pending and end is None:
                 self.log.flush()
             if end is not None and (not self.sources or (not busy and not self.running_output()) or _clock() > end):
                 break
             if self.health and end is None and self.health.turn(self.running, self.state):
                 self.container.write_state(self.state)
-        waiter.join()
-        os.close(reader)
-        os.close(writer)
         if self.health:
             self.health.close()
         if self.ports:
@@ -310,19 +302,19 @@ class Monitor:
         self.sources, self.input = {}, None
         if self.log:
             self.log.flush()
-        return codes[0]
+        return code
 
     def running_output(self):
         """Whether output may still come: somebody who is attached is slow."""
         return any(len(client.waiting) >= FULL for client in self.clients.values())
 
-    def _turn(self, timeout, extra=None):
+    def _turn(self, timeout):
         """Wait for something to happen, and do what it asks for; whether anything came from the container."""
         import select
 
-        wanted = {self.listener: select.POLLIN} if self.listener is not None else {}
-        if extra is not None:
-            wanted[extra] = select.POLLIN
+        wanted = {self.signals.reader: select.POLLIN}
+        if self.listener is not None:
+            wanted[self.listener] = select.POLLIN
         full = any(len(client.waiting) >= FULL for client in self.clients.values())
         for descriptor in self.sources:
             if not full:
@@ -338,7 +330,9 @@ class Monitor:
             poll.register(descriptor, events)
         busy = False
         for descriptor, events in poll.poll(None if timeout is None else max(0, int(timeout * 1000))):
-            if descriptor == self.listener:
+            if descriptor == self.signals.reader:
+                self._signalled()
+            elif descriptor == self.listener:
                 self._accept()
             elif descriptor in self.clients:
                 self._client(self.clients[descriptor], events)
@@ -348,6 +342,21 @@ class Monitor:
                 if descriptor in self.sources and events & ~select.POLLOUT:
                     busy = self._output(descriptor) or busy
         return busy
+
+    def _signalled(self):
+        """Stop the container when this process is asked to end; a terminal's hang-up is none of its business."""
+        import signal
+
+        asked = {signal.SIGTERM, signal.SIGINT}.intersection(self.signals.taken())
+        if asked:
+            from .runtime import mark_stopped, stop_signal
+
+            mark_stopped(self.container)
+            if self.running is not None:
+                try:
+                    self.running.kill(stop_signal(self.container))
+                except OSError:
+                    pass  # it has just ended
 
     # The container's streams
 

@@ -67,7 +67,7 @@ def build(container, argv, options, note, live=True):
         mounts=mounts,
         network="host" if network == "host" else "none",
         read_only=options["read_only"],
-        volatile=options["rm"],
+        volatile=options["rm"] and not container.protected,
         terminal=bool(options["tty"]),
         init=init,
         devices=devices,

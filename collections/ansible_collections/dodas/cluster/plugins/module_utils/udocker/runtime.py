@@ -507,15 +507,21 @@ def stop(container, timeout=None, signal=None):
     if timeout is None:
         timeout = container.config().get("StopTimeout")
     timeout = STOP_TIMEOUT if timeout is None else float(timeout)
-    asked = signal or options["stop_signal"] or container.config().get("StopSignal") or "TERM"
-    _mark_stopped(container)
-    deliver(container, number_of(asked))
+    number = number_of(signal) if signal else stop_signal(container)
+    mark_stopped(container)
+    deliver(container, number)
     if wait_for_end(container, timeout if timeout >= 0 else None) is None:
         kill_and_wait(container)
     return True
 
 
-def _mark_stopped(container):
+def stop_signal(container):
+    """The number of the signal that asks a container to end."""
+    return number_of(container.options["stop_signal"] or container.config().get("StopSignal") or "TERM")
+
+
+def mark_stopped(container):
+    """Note that somebody wants it stopped: its restart policy rests until it is started."""
     try:
         with open(container.path("stop"), "w", encoding="ascii"):
             pass
@@ -525,7 +531,7 @@ def _mark_stopped(container):
 
 def kill_and_wait(container):
     """End a container now. Raises Error when it cannot be ended."""
-    _mark_stopped(container)
+    mark_stopped(container)
     deliver(container, 9)
     if wait_for_end(container, GONE) is not None:
         return
@@ -544,8 +550,8 @@ def kill(container, signal="KILL"):
     if state["status"] != "running":
         raise Error(_not_running(container, state))
     number = number_of(signal)
-    if number == 9:
-        _mark_stopped(container)
+    if number in (9, stop_signal(container)):
+        mark_stopped(container)
     deliver(container, number)
 
 
