@@ -79,6 +79,8 @@ class Stage:
             method(instruction)
         except NotFound as exc:
             self.fail(str(exc))
+        except OSError as exc:
+            self.fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc))
 
     def fail(self, message, status=1):
         line = self.instruction.line
