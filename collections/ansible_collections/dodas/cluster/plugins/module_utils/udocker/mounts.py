@@ -128,13 +128,29 @@ def _bind_file(source, folder, name):
         linux.mount(source, target, None, linux.MS_BIND)
 
 
-def add(root, mount):
+def grab(mount):
+    """What add() is to be given for a bind mount: a copy of the source, made before the container's root is mounted.
+
+    A folder of the host may hold the container's own files, as a home does: later it would hold its mounts, too.
+    """
+    if mount.kind != "bind":
+        return None
+    try:
+        return linux.clone_mounts(mount.source)
+    except OSError as exc:
+        raise _failed(mount, exc) from exc
+
+
+def add(root, mount, grabbed=None):
     """Mount a spec.Mount below folder descriptor `root`; raises Error, which names both ends."""
     try:
         if mount.kind == "bind":
-            source = os.stat(mount.source)
+            source = os.stat(mount.source if grabbed is None else grabbed)
             with _Target(root, mount.target, "folder" if stat.S_ISDIR(source.st_mode) else "file") as target:
-                linux.mount(mount.source, target, None, linux.MS_BIND | linux.MS_REC)
+                if grabbed is None:
+                    linux.mount(mount.source, target, None, linux.MS_BIND | linux.MS_REC)
+                else:
+                    linux.place_mounts(grabbed, int(os.path.basename(target)))
         else:
             with _Target(root, mount.target, "folder") as target:
                 if mount.kind == "proc":
@@ -146,8 +162,11 @@ def add(root, mount):
             with _Target(root, mount.target) as target:
                 _read_only(target)
     except OSError as exc:
-        what = f"{mount.source or mount.kind} cannot be mounted on {mount.target}"
-        raise Error(f"{what}: {exc.strerror}", 125) from exc
+        raise _failed(mount, exc) from exc
+
+
+def _failed(mount, exc):
+    return Error(f"{mount.source or mount.kind} cannot be mounted on {mount.target}: {exc.strerror}", 125)
 
 
 def add_device(root, path):

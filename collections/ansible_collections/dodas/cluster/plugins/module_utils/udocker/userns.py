@@ -217,7 +217,8 @@ def _child(mapped_, ready, ids, main, keep, attached):
             return
         try:
             become(ids, 0, 0, [])
-            linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+            # What the host mounts later appears here too (automounted file systems), and nothing of ours there.
+            linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
             if attached:
                 linux.prctl(linux.PR_SET_PDEATHSIG, 9)
         except OSError as exc:

@@ -105,6 +105,7 @@ class Namespaced:
         process.watch(child)
 
     def _mount(self, spec, stdio, ids):
+        given = [(mount, mounts.grab(mount)) for mount in spec.mounts]
         folder = self.mount_root(spec.directory, spec.layers, spec.volatile)
         root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         targets = {mount.target.rstrip("/") for mount in spec.mounts}
@@ -112,8 +113,8 @@ class Namespaced:
             mounts.system(root, ids.has(0, 5), targets, stdio[0] if spec.terminal else None)
             for path in spec.devices:
                 mounts.add_device(root, path)
-            for mount in spec.mounts:
-                mounts.add(root, mount)
+            for mount, grabbed in given:
+                mounts.add(root, mount, grabbed)
         except OSError as exc:
             raise Error(f"the container's file systems: {exc.strerror}", 125) from exc
         finally:

@@ -251,12 +251,17 @@ def parse_cpus(text):
 
 
 def _take(user, ids, env):
-    """Take the user's ids; with a map of one id, in one more namespace where that id has the user's number."""
+    """Take the user's ids; with a map of one id, in one more namespace where that id has the user's number.
+
+    So, too, where somebody is to be in the container who they are outside (--user $(id -u)): what is theirs on the
+    host is theirs in the container.
+    """
     from .. import userns
 
     if ids is None:
         return
-    if ids.kind == "one":
+    outside = next(outside for inside, outside, _count in ids.uids if inside == 0)
+    if ids.kind == "one" or (user.uid == outside and user.uid != 0):
         if (user.uid, user.gid) != (0, 0):
             linux.unshare(linux.CLONE_NEWUSER)
             linux.prctl(linux.PR_SET_DUMPABLE, 1)  # /proc/self is somebody else's otherwise
