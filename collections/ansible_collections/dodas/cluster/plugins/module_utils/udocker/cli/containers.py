@@ -108,6 +108,9 @@ def _chosen(session, options):
     if options.running or not everything:
         found = [container for container in found if container.is_running()]
     filters = [text.partition("=")[::2] for text in options.filter]
+    for key, _value in filters:
+        if key not in FILTERS:
+            raise Error(f"--filter {key}: one of {', '.join(FILTERS)}")
     if session.docker and not options.all and filters and not {"status", "exited"} & {key for key, _value in filters}:
         found = [container for container in found if container.is_running()]
     for key in {key for key, _value in filters}:
@@ -117,6 +120,9 @@ def _chosen(session, options):
     if last is None:
         raise Error(f"--last {options.last} is no number")
     return found[:last] if last > 0 else found
+
+
+FILTERS = ("id", "name", "status", "label", "ancestor", "exited", "health", "before", "since", "network")
 
 
 def passes(session, container, key, values):
@@ -146,9 +152,7 @@ def passes(session, container, key, values):
         other = library.find(session.store, values[-1]).record.get("created") or 0
         created = container.record.get("created") or 0
         return created < other if key == "before" else created > other
-    if key in ("network", "volume", "publish", "expose", "is-task", "isolation"):
-        return key == "network" and (container.options["network"] or "host") in values
-    raise Error(f"--filter {key}: one of id, name, status, label, ancestor, exited, health, before, since")
+    return (container.options["network"] or "host") in values  # key == "network"
 
 
 def _has_label(labels, text):

@@ -114,7 +114,7 @@ def reference():
 
 
 _ABOUT = (
-    "What `udocker --help` and `udocker COMMAND --help` say. An option's value is written --x=y or --x y; short options "
+    "What `udocker --help` and `udocker COMMAND --help` say. An option's value is written --x=y or --x y; short ones "
     "may be joined: -it. Made from the program's table of commands: `python3 -m "
     "ansible_collections.dodas.cluster.plugins.module_utils.udocker.cli.help`."
 )

@@ -59,7 +59,8 @@ def version_facts():
 
     machine = os.uname()
     facts = {
-        "Version": DOCKER_VERSION, "ApiVersion": API_VERSION, "MinAPIVersion": "1.12", "Os": "linux",
+        "Version": DOCKER_VERSION, "ApiVersion": API_VERSION, "APIVersion": API_VERSION, "MinAPIVersion": "1.12",
+        "Os": "linux",
         "Arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(machine.machine, machine.machine),
         "KernelVersion": machine.release, "GitCommit": "udocker-" + __version__, "Experimental": False,
         "BuildTime": "", "GoVersion": "", "Udocker": __version__, "Python": sys.version.split()[0],

@@ -267,7 +267,7 @@ def _take(user, ids, env):
             linux.prctl(linux.PR_SET_DUMPABLE, 1)  # /proc/self is somebody else's otherwise
             for name, text in (("setgroups", "deny"), ("uid_map", f"{user.uid} 0 1"), ("gid_map", f"{user.gid} 0 1")):
                 userns._write("self", name, text)  # no text file: an encoding would have to be imported
-            userns.become(ids, user.uid, user.gid, [])
+            userns.become(userns.Maps("one", [], []), user.uid, user.gid, [])
         else:
             from .. import emulation
 
