@@ -15,12 +15,16 @@ def key(*parts):
 
 def find(store, name):
     """What a step made before, if its layer is still in the store."""
+    path = store.path("cache", "build", name + ".json")
     try:
-        with open(store.path("cache", "build", name + ".json"), encoding="utf-8") as source:
+        with open(path, encoding="utf-8") as source:
             found = json.load(source)
     except (FileNotFoundError, ValueError):
         return None
-    return found if store.has_layer(found["diff_id"]) else None
+    if not store.has_layer(found["diff_id"]):
+        return None
+    os.utime(path)
+    return found
 
 
 def keep(store, name, found):
@@ -29,24 +33,38 @@ def keep(store, name, found):
 
 
 def layers(store):
-    """The layers that the cache holds, newest use last: {diff_id: {"digest": ...}}; for prune and disk usage."""
+    """The layers that the cache holds: {diff_id: {"digest", "diff_id", "size", ...}}; for prune and disk usage."""
     found = {}
     for name in _listed(store.path("cache", "build")):
-        layer = find(store, name[: -len(".json")])
-        if layer:
-            found[layer["diff_id"]] = layer
+        try:
+            layer = records.read(store.path("cache", "build", name))
+        except (OSError, ValueError):
+            continue
+        found[layer["diff_id"]] = layer
     return found
 
 
-def prune(store):
-    """Forget the cache and the folders of cache mounts; returns how many steps it held."""
-    import shutil
+def prune(store, age=0):
+    """Forget steps that no build has used for `age` seconds, and all folders of cache mounts with an age of 0.
 
-    names = _listed(store.path("cache", "build"))
-    for name in names:
-        os.unlink(store.path("cache", "build", name))
-    shutil.rmtree(store.path("cache", "mounts"), ignore_errors=True)
-    return len(names)
+    Returns how many steps went; their layers go when images are pruned.
+    """
+    import time
+
+    from . import trees
+
+    gone = 0
+    for name in _listed(store.path("cache", "build")):
+        path = store.path("cache", "build", name)
+        try:
+            if os.stat(path).st_mtime <= time.time() - age:
+                os.unlink(path)
+                gone += 1
+        except FileNotFoundError:
+            pass
+    if not age:
+        trees.remove(store.path("cache", "mounts"))
+    return gone
 
 
 def _listed(folder):

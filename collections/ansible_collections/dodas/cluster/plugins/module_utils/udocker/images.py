@@ -10,6 +10,7 @@ from .errors import Error, NotFound
 from .store import Image
 
 SETTLED = 60.0  # seconds after which what nobody holds a lock on is nobody's
+KEPT_STEPS = 30 * 86400.0  # seconds that the cache of builds keeps what no build uses
 
 
 # Keep
@@ -440,10 +441,14 @@ def remove(store, image, force=False, prune=True):
 def prune(store, all_images=False, dry_run=False, age=SETTLED):
     """Remove what nothing uses; returns {"images", "blobs", "layers", "temporary": lists of names, "bytes": freed}.
 
-    all_images: also images that no container was made of; dry_run: only say what would go
+    all_images: also images that no container was made of, and the cache of builds; dry_run: only say what would go
     age: seconds that something half made must have been left alone
     """
+    from . import cache
+
     with store.lock("prune"):
+        if not dry_run:
+            cache.prune(store, 0 if all_images else KEPT_STEPS)
         images = []
         if all_images:
             for image in store.images():

@@ -10,8 +10,8 @@ from .spec import Mount, Spec
 TAIL = 4000  # bytes of a failed command's output that its error holds where nobody was shown it
 
 
-def run(stage, argv, script, env, mounts, network):
-    """Run argv in a container of its own; returns the layer of what it changed, as Image.layers has it.
+def run(stage, argv, script, env, mounts, network, keep):
+    """Run argv in a container of its own; returns what keep(write) does with the layer of what it changed.
 
     script: (path, content) of a file that it needs, or None; env: {name: value}; mounts: options of each --mount
     Raises Error, which names the instruction and how the command ended.
@@ -39,7 +39,7 @@ def run(stage, argv, script, env, mounts, network):
             if code:
                 said = "\n" + tail.decode("utf-8", "replace").strip() if job.silent and tail else ""
                 stage.fail(f"{_shown(argv)} {_ending(code)}{said}", code)
-            return _changes(store, directory, layers, [mount.target for mount in prepared])
+            return _changes(keep, directory, layers, [mount.target for mount in prepared])
         finally:
             job.engine.remove(directory)
             for release in reversed(held):
@@ -256,14 +256,13 @@ def _secret(stage, mount, path, found, variables):
 # What it changed
 
 
-def _changes(store, directory, layers, targets):
+def _changes(keep, directory, layers, targets):
     """The layer of what the container in `directory` changed; places that mounts were put on are no change."""
-    from . import layers as made
     from . import pack, userns
 
     top, whole = pack.top(directory)
     userns.call(clear, top, layers, targets)
-    return made.from_tar(store, lambda stream: pack.write_changes(stream, layers, top, whole))
+    return keep(lambda stream: pack.write_changes(stream, layers, top, whole))
 
 
 def clear(top, layers, targets):

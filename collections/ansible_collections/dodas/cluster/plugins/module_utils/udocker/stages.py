@@ -102,14 +102,24 @@ class Stage:
         self._history()
 
     def _layer(self, instruction, parts, make):
-        """A step that makes a layer, or finds it in the cache. make() returns a layer as Image.layers has it."""
+        """A step that makes a layer, or finds it in the cache.
+
+        make(keep) makes it: keep(write) takes the tar that write(stream) writes, and returns what the cache has of it.
+        """
         key = cache.key(self.key, instruction.name, parts)
         found = None if self.job.no_cache else cache.find(self.store, key)
         self._tell(instruction.source, instruction.line, cached=bool(found))
         if not found:
-            found = dict(make(), created=self.job.now())
-            cache.keep(self.store, key, found)
+            found = make(lambda write: self._keep(key, write))
         self._take(key, found)
+
+    def _keep(self, key, write):
+        from . import layers
+
+        with self.store.lock("prune", shared=True):
+            found = dict(layers.from_tar(self.store, write), created=self.job.now())
+            cache.keep(self.store, key, found)
+        return found
 
     def _take(self, key, found):
         self.layers.append({name: found[name] for name in ("digest", "diff_id", "size")})
@@ -264,7 +274,7 @@ class Stage:
         else:
             from .copying import Copy
 
-            self._layer(instruction, path, lambda: self._copied(Copy(self.folders(), [], [], path + "/", folder=True)))
+            self._layer(instruction, path, self._copied(Copy(self.folders(), [], [], path + "/", folder=True)))
 
     def _copy(self, instruction):
         from .copying import Copy
@@ -357,20 +367,21 @@ class Stage:
         found = None if self.job.no_cache else cache.find(self.store, key)
         self._tell(instruction.source, instruction.line, cached=bool(found))
         if not found:
-            found = dict(self._copied(job), created=self.job.now())
-            cache.keep(self.store, key, found)
+            found = self._copied(job)(lambda write: self._keep(key, write))
         if quick:
             cache.keep(self.store, quick, dict(found, key=key))
         return self._take(key, found)
 
     def _copied(self, job):
-        """Write what is to be copied as a layer."""
-        from . import layers
+        """A function that makes the layer of a Copy, see _layer."""
 
-        try:
-            return layers.from_tar(self.store, job.write)
-        except Error as exc:
-            self.fail(str(exc))
+        def make(keep):
+            try:
+                return keep(job.write)
+            except Error as exc:
+                self.fail(str(exc))
+
+        return make
 
     def _add_url(self, instruction, url, target):
         """ADD of what a server has: a file of mode 600, not unpacked unless that is asked for."""
@@ -398,7 +409,7 @@ class Stage:
         digest = "sha256:" + hashlib.sha256(content).hexdigest()
         if checksum and checksum != digest:
             self.fail(f"{url}: is {digest}, not {checksum}")
-        return self._layer(instruction, [*how, digest], lambda: copy(content, mtime))
+        return self._layer(instruction, [*how, digest], copy(content, mtime))
 
     def _download(self, url):
         from email.utils import parsedate_to_datetime
@@ -433,7 +444,7 @@ class Stage:
             config.get("User") or "", config.get("WorkingDir") or "/", mounts, network,
             [self._mounted(mount) for mount in mounts],
         ]  # fmt: skip
-        self._layer(instruction, keyed, lambda: run(self, argv, script, env, mounts, network))
+        self._layer(instruction, keyed, lambda keep: run(self, argv, script, env, mounts, network, keep))
 
     def _argv(self, instruction):
         """(argv, (path, content) of a file that it needs, or None)."""
