@@ -199,22 +199,27 @@ class _Writer:
 
     def folder(self, parts, entry=None):
         """See that a folder is in the tar; returns where it is. entry: what it is like if it is new."""
+        place = self._place(parts)
         if parts in self.folders:
-            return self._place(parts)
+            return place
         self.folders.add(parts)
+        if place != parts:
+            return self.folder(place, entry)
         if parts:
             self.folder(parts[:-1])
-        place = self._place(parts)
         found = self.image.entry(place)
         if found and not found.is_folder:
             raise Error(f"/{'/'.join(place)} is in the way: it is no folder")
-        if found or not place:
-            if place:
-                info = tarfile.TarInfo("/".join(place))
-                found.owned()
-                info.mode, info.uid, info.gid, info.mtime = found.mode, found.uid, found.gid, found.mtime
-                info.type = tarfile.DIRTYPE
+        if found:
+            # The uppermost layer says what a folder is like.
+            info = tarfile.TarInfo("/".join(place) or ".")
+            found.owned()
+            info.mode, info.uid, info.gid, info.mtime = found.mode, found.uid, found.gid, found.mtime
+            info.type = tarfile.DIRTYPE
+            if place or (info.mode, info.uid, info.gid) != (0o755, 0, 0):
                 self.archive.addfile(info)
+            return place
+        if not place:
             return place
         if entry:
             info = self._info(place, entry)
