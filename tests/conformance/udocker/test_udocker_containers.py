@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from udocker_program import Program, until
+from udocker_program import Program, image, until
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["subids", "one-id"])
@@ -257,8 +257,8 @@ def test_environment_is_docker_s(udocker):
     file = udocker.folder("environment") / "file"
     file.write_text("# comment\nFROM_FILE=file value \nBOTH=file\n\nTAKEN\n")
     done = run(
-        udocker, "--env-file", file, "-e", "BOTH=line", "-e", "EMPTY=", "-e", "PASSED", "-e", "MISSING", "busybox", "env",
-        env={"PASSED": "host", "TAKEN": "host too", "SECRET": "stays out", "LANG": "C"},
+        udocker, "--env-file", file, "-e", "BOTH=line", "-e", "EMPTY=", "-e", "PASSED", "-e", "MISSING", "busybox",
+        "env", env={"PASSED": "host", "TAKEN": "host too", "SECRET": "stays out", "LANG": "C"},
     )  # fmt: skip
     env = dict(line.split("=", 1) for line in done.stdout.splitlines())
     env.pop("SHLVL", None)
@@ -622,6 +622,17 @@ def test_start_stop_and_rm_at_once_are_done_one_after_the_other(udocker):
 
 
 # Where there are no user namespaces
+
+
+def test_issues_144_243_and_105_nested_in_a_container(udocker):
+    host = [word for path in ("/usr", "/lib", "/lib64") if os.path.exists(path) for word in ("-v", f"{path}:{path}:ro")]
+    own = ["-v", f"{udocker.path}:/udocker", "-v", f"{udocker.home / image().name}:/image.tar", "--tmpfs", "/store"]
+    script = """
+        export UDOCKER_DIR=/store PATH=/usr/bin:/bin
+        /udocker load -i /image.tar && /udocker run --rm busybox sh -c 'echo nested; exit 5'; echo $?
+    """
+    done = run(udocker, *host, *own, "busybox", "sh", "-c", script)
+    assert done.stdout.splitlines()[-2:] == ["nested", "5"], done.stderr
 
 
 @pytest.fixture(scope="module")

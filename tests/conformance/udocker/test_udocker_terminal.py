@@ -108,7 +108,8 @@ def test_t_and_i_without_a_terminal_are_refused_as_docker_does(udocker):
         assert "not a TTY" in done.stderr
     assert not udocker.containers()
     # Output alone may go anywhere.
-    assert udocker.docker("run", "--rm", "-t", "busybox", "sh", "-c", "test -t 1 && echo one").stdout == "one\r\n"
+    done = udocker.docker("run", "--rm", "-t", "busybox", "sh", "-c", "test -t 1 && echo one", text=False)
+    assert done.stdout == b"one\r\n"
 
 
 def test_left_and_attached_to_again(udocker):
@@ -176,6 +177,13 @@ def test_start_attached(udocker):
     assert (done.returncode, done.stdout) == (6, "got text\n")
     done = udocker("start", "-a", "made", input="unread\n")
     assert (done.returncode, done.stdout) == (6, "got\n")
+
+
+def test_a_killed_command_does_not_leave_its_container_behind(udocker):
+    terminal = shell(udocker, "run", "--name=killed", "-it", "busybox", "sh")
+    os.kill(terminal.pid, signal.SIGKILL)
+    assert terminal.end()[0] == -9
+    assert udocker.out("wait", "killed") == "129"
 
 
 def test_a_terminal_that_goes_away_ends_the_shell(udocker):

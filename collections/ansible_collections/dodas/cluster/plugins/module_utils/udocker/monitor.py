@@ -10,7 +10,7 @@ import os
 
 from . import containers
 from .errors import Error
-from .terminal import CHUNK, END, ERRORS, EXIT, HELLO, INPUT, OUTPUT, RESIZE, SIGNAL, Frames, frame, set_window
+from .terminal import CHUNK, DETACH, END, ERRORS, EXIT, INPUT, OUTPUT, RESIZE, SIGNAL, Frames, frame, set_window
 
 FULL = 1 << 20  # bytes that wait for one who is attached; the container waits from then on
 QUICK = 10.0  # seconds: a container that ran longer is started again at once
@@ -72,7 +72,7 @@ def _become(container, make_spec, options, writer, holder, client, ports):
         os.chdir("/")
         monitor = Monitor(container, make_spec, options, ports)
         if client is not None:
-            monitor.attach(client)
+            monitor.owner = monitor.attach(client)
         monitor.run(writer, holder)
     except BaseException as exc:
         message = str(exc) if isinstance(exc, Error) else traceback.format_exc()
@@ -115,6 +115,7 @@ class Monitor:
         self.log = _log(container, options)
         self.poll = select.poll()
         self.clients = {}  # descriptor: _Client
+        self.owner = None  # of them, the command that started it in the foreground
         self.sources = {}  # descriptor: kind of frame
         self.input = None  # descriptor of the container's stdin
         self.waiting = bytearray()  # for it
@@ -347,16 +348,21 @@ class Monitor:
         """Stop the container when this process is asked to end; a terminal's hang-up is none of its business."""
         import signal
 
-        asked = {signal.SIGTERM, signal.SIGINT}.intersection(self.signals.taken())
-        if asked:
-            from .runtime import mark_stopped, stop_signal
+        if {signal.SIGTERM, signal.SIGINT}.intersection(self.signals.taken()):
+            from .runtime import stop_signal
 
-            mark_stopped(self.container)
-            if self.running is not None:
-                try:
-                    self.running.kill(stop_signal(self.container))
-                except OSError:
-                    pass  # it has just ended
+            self._end(stop_signal(self.container))
+
+    def _end(self, number):
+        """Ask the container to end, for good."""
+        from .runtime import mark_stopped
+
+        mark_stopped(self.container)
+        if self.running is not None:
+            try:
+                self.running.kill(number)
+            except OSError:
+                pass  # it has just ended
 
     # The container's streams
 
@@ -458,7 +464,8 @@ class Monitor:
 
     def attach(self, descriptor):
         os.set_blocking(descriptor, False)
-        self.clients[descriptor] = _Client(descriptor)
+        client = self.clients[descriptor] = _Client(descriptor)
+        return client
 
     def _client(self, client, events):
         import select
@@ -476,6 +483,8 @@ class Monitor:
                 self.detach(client)
                 return
             for kind, content in client.frames.feed(data):
+                if kind == DETACH:
+                    self.owner = None
                 self._asked(kind, content)
 
     def _asked(self, kind, content):
@@ -496,12 +505,14 @@ class Monitor:
                 self.running.kill(int(content))
             except (OSError, Error):
                 pass  # it has just ended
-        elif kind == HELLO:
-            pass
 
     def detach(self, client):
-        self.clients.pop(client.descriptor, None)
+        if self.clients.pop(client.descriptor, None) is None:
+            return
         os.close(client.descriptor)
+        if client is self.owner and self.options["dialect"] == "udocker":
+            # The command was killed: as without a monitor, its container does not stay behind.
+            self._end(1 if self.options["tty"] else 15)
 
 
 class _Client:

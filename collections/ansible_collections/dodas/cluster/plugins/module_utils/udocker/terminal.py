@@ -10,7 +10,7 @@ import os
 from .errors import Error
 
 # To the monitor
-HELLO, INPUT, END, RESIZE, SIGNAL = b"h", b"i", b"e", b"r", b"s"
+INPUT, END, RESIZE, SIGNAL, DETACH = b"i", b"e", b"r", b"s", b"d"
 # From the monitor
 OUTPUT, ERRORS, EXIT = b"o", b"E", b"x"
 
@@ -226,7 +226,7 @@ def attach(connection, tty, stdin=True, sig_proxy=True, detach_keys="", streams=
     terminal = tty and stdin and is_terminal(0)
     keys = DetachKeys(detach_keys) if terminal else None
     os.set_blocking(connection, False)
-    waiting = bytearray(frame(HELLO, b"stdin" if stdin else b""))
+    waiting = bytearray()
     frames = Frames()
     poll = select.poll()
     names = ("SIGWINCH", *FORWARDED) if sig_proxy or tty else ("SIGWINCH",)
@@ -276,6 +276,7 @@ def attach(connection, tty, stdin=True, sig_proxy=True, detach_keys="", streams=
                     if data:
                         waiting.extend(frame(INPUT, data))
                     if keys.detached:
+                        waiting.extend(frame(DETACH))
                         _last_words(connection, waiting)
                         return None
                 elif data:
