@@ -229,6 +229,9 @@ def _child(mapped_, ready, ids, main, keep, attached):
             os.close(mapped_)
             os.close(ready)
         else:
+            import gc
+
+            gc.freeze()  # files and sockets that are collected here would close numbers that stand for others by then
             linux.close_from(3, keep)
         main()
         status = 0
