@@ -8,6 +8,7 @@ with Faulty(layout) as registry:                        # serves the blobs and i
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import re
@@ -179,3 +180,48 @@ def held(count, go_on):
 def instead(content, headers=()):
     """Send something else."""
     return status(200, headers, content)
+
+
+class Relay:
+    """Passes bytes on to a real server on loopback, and breaks `breaks` connections after `count` bytes to it.
+
+    For what a real server has no switch for: a connection that breaks in the middle of an upload.
+    """
+
+    def __init__(self, port, count=1 << 62, breaks=0):
+        self.port, self.count, self.breaks = port, count, breaks
+        self.broken = 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        self.listener.close()
+
+    def accept(self):
+        while True:
+            try:
+                client, _address = self.listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self.port))
+            threading.Thread(target=self.pump, args=(server, client), daemon=True).start()
+            threading.Thread(target=self.pump, args=(client, server, True), daemon=True).start()
+
+    def pump(self, source, target, counted=False):
+        passed = 0
+        try:
+            while piece := source.recv(1 << 16):
+                target.sendall(piece)
+                passed += len(piece)
+                if counted and passed > self.count and self.broken < self.breaks:
+                    self.broken += 1
+                    break
+        except OSError:
+            pass
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
