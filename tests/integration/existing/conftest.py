@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two machines that are there already, and the project's playbooks on them."""
+"""Machines that are there already, and the project's playbooks on them."""
 
 from __future__ import annotations
 
@@ -82,13 +82,17 @@ class Site:
 
 @pytest.fixture(scope="module")
 def machines():
-    """A Debian 12 and a Debian 13 that know nothing of dodas; removed whatever happens."""
+    """Debian 12 and 13 that know nothing of dodas, one of them where nobody has root; removed whatever happens."""
     if os.geteuid() != 0:
         pytest.skip("machines that run systemd need root")
     folder = Path(tempfile.mkdtemp(prefix="dodas-"))  # podman wants a short path
     made = Machines(
         folder,
-        [Machine("front-1", "bookworm"), Machine("worker-1", "trixie", user="admin")],
+        [
+            Machine("front-1", "bookworm"),
+            Machine("worker-1", "trixie", user="admin"),
+            Machine("campus-1", "bookworm", user="physicist", sudo=False),
+        ],
     )
     try:
         made.start()

@@ -43,23 +43,25 @@ exec unshare --mount --propagation private sh -c '
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine: `user` is who the project may log in as; one that is not root may use sudo."""
+    """One machine: `user` is who the project may log in as; one that is not root may use sudo, where there is sudo."""
 
     name: str
     suite: str
     user: str = "root"
+    sudo: bool = True
 
     @property
     def packages(self):
-        return ["systemd-sysv", "openssh-server", "python3", *(["sudo"] if self.user != "root" else [])]
+        return ["systemd-sysv", "openssh-server", "python3", *(["sudo"] if self.user != "root" and self.sudo else [])]
 
     @property
     def prepare(self):
         if self.user == "root":
             return PREPARE
-        return f"""{PREPARE}
-chroot "$1" useradd --create-home --shell /bin/bash {self.user}
-echo '{self.user} ALL=(ALL) NOPASSWD: ALL' > "$1"/etc/sudoers.d/{self.user}
+        user = f'{PREPARE}\nchroot "$1" useradd --create-home --shell /bin/bash {self.user}\n'
+        if not self.sudo:
+            return user
+        return f"""{user}echo '{self.user} ALL=(ALL) NOPASSWD: ALL' > "$1"/etc/sudoers.d/{self.user}
 """
 
 

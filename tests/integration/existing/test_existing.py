@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+
+from dodas import jobs
+from dodas.deployments import ROOT, Deployment
 
 HOSTS = ("front-1", "worker-1")
 # Everything on a machine that is dodas's by its name or by what it says; packages' own files are not.
@@ -97,6 +101,37 @@ def test_job_runs_on_the_worker(machines):
     assert printed[1].endswith("@worker-1") or "worker-1" in printed[1]
     assert printed[2] == "worker-1"
     assert machines.run("worker-1", ". /etc/os-release; echo $VERSION_CODENAME") == "trixie"
+
+
+def test_a_plain_user_s_machine_joins_the_pool_without_root_or_podman(site, machines, monkeypatch, tmp_path):
+    before = machines.run("campus-1", OURS), _packages(machines, "campus-1")
+    site.groups["worker"]["hosts"]["campus-1"] = {
+        "ansible_host": machines.addresses["campus-1"], "ansible_user": "physicist", "dodas_engine": "udocker",
+    }  # fmt: skip
+    _, recap = site.play("scale")
+    assert recap["campus-1"]["changed"] > 0 and recap["campus-1"]["failed"] == 0
+    assert recap["front-1"]["changed"] == recap["worker-1"]["changed"] == 0
+    owners = machines.run("campus-1", "ps -o user= -C condor_startd,condor_master,supervisord,udocker").split()
+    assert set(owners) == {"physicist"}
+    assert _packages(machines, "campus-1") == before[1] and machines.run("campus-1", "command -v podman || true") == ""
+
+    monkeypatch.setenv("DODAS_HOME", str(site.folder / "home"))
+    folder = tmp_path / "dimuon"
+    shutil.copytree(ROOT / "examples/dimuon", folder)
+    submit = (folder / "dimuon.sub").read_text(encoding="utf-8")
+    (folder / "dimuon.sub").write_text(f'requirements = Machine == "campus-1.node.consul"\n{submit}', encoding="utf-8")
+    batch = jobs.Batch(Deployment("site", site.inventory, "existing"), folder)
+    batch.submit()
+    batch.wait(180, show=False)
+    assert batch.results() == {"done": 18, "failed": 0, "workers": {"campus-1": 18}}
+    batch.fetch()
+    assert batch.finish() == 0
+
+    _, recap = site.play("down", "--limit", "campus-1")
+    assert (machines.run("campus-1", OURS), _packages(machines, "campus-1")) == before
+    assert machines.run("campus-1", "ps -u physicist -o args= | grep -v sshd || true") == ""
+    del site.groups["worker"]["hosts"]["campus-1"]
+    site.forget("campus-1")
 
 
 def test_nothing_listens_that_the_cluster_does_not_need(machines):
