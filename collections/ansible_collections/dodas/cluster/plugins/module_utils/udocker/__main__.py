@@ -5,4 +5,5 @@ import sys
 
 from .cli import main
 
-main(sys.argv)
+if __name__ == "__main__":
+    main(sys.argv)
