@@ -15,6 +15,7 @@ _OVERLAY = ("user.overlay.", "trusted.overlay.", "user.fuseoverlayfs.")
 _OPAQUE = ("user.overlay.opaque", "user.fuseoverlayfs.opaque")
 _IMPOSSIBLE = (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 _PIECE = 1 << 30
+_DEPTH = 200  # folders that are open at a time
 
 
 # Delete
@@ -45,17 +46,27 @@ def _remove(path):
 
 def remove_at(folder, name):
     """The same, of entry `name` in folder descriptor `folder`; as whoever runs this."""
-    todo = [(folder, name, None)]  # folder, name, what is in it once it has been looked at
+    todo = [(folder, name, None)]  # folder, name, its descriptor once what is in it is in this list
+    opened = []
+    moved = 0
     try:
         while todo:
             parent, name, inner = todo.pop()
             if inner is not None:
+                opened.remove(inner)
                 os.close(inner)
                 os.rmdir(name, dir_fd=parent)
+                continue
+            if len(opened) >= _DEPTH:
+                # Not one descriptor more: it is moved up, and its turn comes later.
+                moved += 1
+                os.rename(name, f".moved-{moved}", src_dir_fd=parent, dst_dir_fd=opened[0])
+                todo.insert(1, (opened[0], f".moved-{moved}", None))
                 continue
             inner = _open_to_delete(parent, name)
             if inner is None:
                 continue
+            opened.append(inner)
             todo.append((parent, name, inner))
             with os.scandir(inner) as entries:
                 for entry in entries:
@@ -63,11 +74,9 @@ def remove_at(folder, name):
                         todo.append((inner, entry.name, None))
                     else:
                         os.unlink(entry.name, dir_fd=inner)
-    except BaseException:
-        for _parent, _name, inner in todo:
-            if inner is not None:
-                os.close(inner)
-        raise
+    finally:
+        for inner in opened:
+            os.close(inner)
 
 
 def _open_to_delete(parent, name):
