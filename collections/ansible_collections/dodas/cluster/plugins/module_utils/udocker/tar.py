@@ -234,7 +234,7 @@ def parse_pax(content):
     while at < len(content):
         space = content.find(b" ", at, at + 12)
         length = int(content[at:space]) if space > at and content[at:space].isdigit() else 0
-        if length <= space - at + 2 or content[at + length - 1 : at + length] != b"\n":
+        if space < 0 or length <= space - at + 2 or content[at + length - 1 : at + length] != b"\n":
             raise ValueError("a pax record's length is wrong")
         key, equals, value = content[space + 1 : at + length - 1].partition(b"=")
         if not equals:

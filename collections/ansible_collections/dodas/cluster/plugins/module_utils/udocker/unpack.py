@@ -107,6 +107,8 @@ def _layer(store, descriptor, folder, diff_id, limits):
         finally:
             writer.close()
         stream.finish()
+        if not stream.given:
+            raise Error("the layer is an empty file")
     finally:
         stream.close()
     if diff_id and stream.digest != diff_id:
