@@ -369,7 +369,7 @@ def create(store, image=None, options=None, argv=(), rootfs=None, record=None):
         raise NotFound(f"{rootfs}: no such folder", 125)
     shared = rootfs is not None and not os.access(rootfs, os.W_OK)
     wanted = options.get("engine") or ("directory" if rootfs is not None and not shared else None)
-    engine = engines.choose(store, wanted)
+    engine = engines.choose(store, wanted, image.platform if image else None)
     if shared and engine.name in ("overlay", "fuse"):
         record, rootfs = dict(record or {}, tree=os.path.realpath(rootfs)), None
     configuration = _image_configuration(store, image)
