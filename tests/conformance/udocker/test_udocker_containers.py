@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import stat
 import subprocess
@@ -39,14 +40,18 @@ def test_issues_175_and_426_a_container_costs_neither_time_nor_disk(udocker):
     def disk():
         return int(udocker.person.run(["du", "-s", "-B1", udocker.store]).stdout.split()[0])
 
+    def used():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     before, took = disk(), []
     for _number in range(10):
-        began = time.monotonic()
+        began = used()
         udocker.out("create", "busybox")
-        took.append(time.monotonic() - began)
+        took.append(used() - began)
     assert disk() - before < 10 * 1_000_000
-    # It takes 30 ms where nothing else runs; unpacking again, as udocker 1.3.17 does, takes seconds.
-    assert min(took) < 0.15, took
+    # Seconds of a processor, with what becomes the user: udocker 1.3.17 unpacks the image again, which takes some.
+    assert min(took) < 0.25, took
 
 
 def test_defect_5_create_returns_no_id_when_it_failed(udocker):
@@ -214,6 +219,7 @@ def test_a_killed_command_takes_its_container_with_it(udocker):
         "run", "--name=killed", "busybox", "sh", "-c", "echo ready; exec sleep 1000", stdout=subprocess.PIPE
     )
     process.stdout.readline()
+    until(lambda: "killed" in udocker.docker("ps").stdout, "it is seen")
     process.kill()
     process.wait(60)
     until(
@@ -298,11 +304,12 @@ def test_issues_448_141_and_239_users_are_switched(udocker):
 def test_supplementary_groups_where_there_are_ids_for_them():
     with Program(subids=True) as udocker:
         assert run(udocker, "-u", "ann", "busybox", "id", "-G").stdout == "1000 1001\n"
-        script = (
-            "adduser -D -u 2000 eve && chown eve /tmp && su eve -c 'id -u; touch /tmp/hers' && stat -c %U /tmp/hers"
-        )
-        done = run(udocker, "busybox", "sh", "-c", script)
-        assert done.stdout == "2000\neve\n", done.stderr
+        script = "echo eve:x:2000:2000::/home:/bin/sh >> /etc/passwd; chown eve /tmp; chmod 755 /tmp; exec sleep 1000"
+        udocker.out("run", "-d", "--name=users", "busybox", "sh", "-c", script)
+        until(lambda: udocker("exec", "-u", "eve", "users", "touch", "/tmp/hers").returncode == 0, "eve may write")
+        assert udocker.out("exec", "users", "stat", "-c", "%U", "/tmp/hers") == "eve"
+        assert udocker("exec", "-u", "ann", "users", "touch", "/tmp/other").returncode == 1
+        assert udocker.out("exec", "users", "su", "eve", "-c", "id -u") == "2000"
 
 
 def test_the_host_s_user_and_home(udocker):
@@ -408,10 +415,13 @@ def test_location_runs_a_tree_that_is_no_container(udocker):
     assert done.returncode == 0
     udocker.out("export", "-o", udocker.home / "tree.tar", "source")
     udocker.person.run(["tar", "xf", udocker.home / "tree.tar", "-C", tree, "--exclude=dev/*"], check=True)
-    assert udocker.out("run", f"--location={tree}", "/bin/sh", "-c", "echo here > /written; cat /written") == "here"
+    assert (
+        udocker.out("run", f"--location={tree}", "tree", "/bin/sh", "-c", "echo here > /written; cat /written")
+        == "here"
+    )
     assert (tree / "written").read_text() == "here\n"
     assert (tree / "bin/busybox").exists()
-    assert len(udocker.containers()) == 1
+    assert len(udocker.containers()) == 1  # udocker takes the first word for a container's name, and leaves it
 
 
 def test_what_has_no_effect_is_taken(udocker):
