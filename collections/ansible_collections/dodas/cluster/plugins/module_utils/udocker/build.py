@@ -81,7 +81,7 @@ def build(
     ):
         from . import engines
 
-        job.engine = engines.choose(store, engine)
+        job.engine = engines.choose(store, engine, str(job.platform))
     done = _build_stages(job)
     _warn_of_arguments(job, done)
     return _finish(job, done[last.number], tags, labels or {})
