@@ -155,3 +155,14 @@ def test_an_owner_who_is_not_there_yet_differs_and_cannot_be_written(tmp_path):
     with pytest.raises(LookupError, match="there is no user nobody-of-that-name"):
         one.write()
     assert one.path.read_text() == "x"
+
+
+def test_a_file_in_place_is_the_same_file_and_belongs_to_whoever_writes_it(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("127.0.0.1 localhost\n")
+    before = path.stat().st_ino
+    one = ConfigFile.parse({"path": str(path), "content": "127.9.8.10 front-1\n", "owner": "", "in_place": True})
+    assert one.differs()
+    one.write()
+    assert not one.differs()
+    assert (path.stat().st_ino, path.read_text()) == (before, "127.9.8.10 front-1\n")

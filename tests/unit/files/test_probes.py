@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from agent_runtime import Server
 from ansible_collections.dodas.cluster.plugins.module_utils import probes
 
 
@@ -73,3 +74,49 @@ def test_the_last_error_is_the_one_reported(tmp_path, monkeypatch):
     changes = sh(f"test -e {flag} && echo 'second reason' >&2 || echo 'first reason' >&2; touch {flag}; exit 1")
     (found,) = probes.run([changes], 0.3)
     assert found["output"] == "second reason"
+
+
+@pytest.fixture
+def web():
+    one = Server()
+    yield one
+    one.close()
+
+
+def url(web, path="/health", **more):
+    return {"name": "one", "url": f"http://web.service.consul:{web.port}{path}",
+            "resolve": {"web.service.consul": "127.0.0.1"}, **more}  # fmt: skip
+
+
+def test_a_url_is_asked_under_its_name_and_answers_with_headers_and_body(web):
+    (found,) = probes.run([url(web, expect="(fine)")], 0)
+    assert (found["ok"], found["output"]) == (True, "fine")
+    (found,) = probes.run([url(web, expect="(?i)^server: (Base)")], 0)
+    assert (found["ok"], found["output"]) == (True, "Base")
+    web.status, web.body = 503, b"no database\n"
+    (found,) = probes.run([url(web)], 0)
+    assert (found["ok"], found["output"]) == (False, "HTTP 503: no database")
+    assert set(web.asked) == {"/health"}
+
+
+def test_a_proxy_is_asked_for_the_whole_url(web):
+    probe = {"name": "one", "url": "http://elsewhere.example/x?y=1", "proxy": f"http://web.service.consul:{web.port}",
+             "resolve": {"web.service.consul": "127.0.0.1"}}  # fmt: skip
+    (found,) = probes.run([probe], 0)
+    assert found["ok"] and web.asked == ["http://elsewhere.example/x?y=1"]
+
+
+def test_a_url_that_nobody_answers_is_named(web):
+    web.close()
+    (found,) = probes.run([url(web)], 0)
+    assert not found["ok"]
+    assert found["output"] == f"http://web.service.consul:{web.port}/health: [Errno 111] Connection refused"
+
+
+def test_a_program_below_the_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    program = tmp_path / "prog"
+    program.write_text("#!/bin/sh\necho here\n")
+    program.chmod(0o755)
+    (found,) = probes.run([{"name": "one", "command": ["~/prog"]}], 0)
+    assert found["output"] == "here"

@@ -15,6 +15,7 @@ import shutil
 import socket
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,8 +62,7 @@ class PlainCluster:
         """Make the hosts be as `desired` [{name, ...}]; returns {host: {"address", "connection", "python"}}."""
         with _lock():
             plan = self.plan(desired)
-            for name in plan["remove"]:
-                PlainHost(self.folder / name).remove()
+            self._remove(plan["remove"])
             taken = {name: one["address"] for name, one in self.found().items() if one["address"]}
             network = next(iter(taken.values())).rpartition(".")[0] if taken else self._free_network()
             free = [f"{network}.{i}" for i in range(LAST_ADDRESS, FIRST_ADDRESS - 1, -1)]
@@ -86,10 +86,15 @@ class PlainCluster:
 
     def remove(self):
         """Remove everything of the deployment's hosts; returns the names of what was removed."""
-        removed = [name for name in self.found() if PlainHost(self.folder / name).remove()]
+        removed = self._remove(list(self.found()))
         if self.folder.is_dir():
             self.folder.rmdir()
         return removed
+
+    def _remove(self, names):
+        with ThreadPoolExecutor(8) as pool:  # an app may take a while to end
+            list(pool.map(lambda name: PlainHost(self.folder / name).remove(), names))
+        return names
 
     def _preflight(self):
         place = next(path for path in (self.state_dir, *self.state_dir.parents) if path.exists())
