@@ -4,11 +4,13 @@ with, and what is shared is done once."""
 
 import copy
 import fcntl
+import gc
 import gzip
 import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ import pytest
 
 import udocker_faults as faults
 import udocker_images as images
-from ansible_collections.dodas.cluster.plugins.module_utils.udocker import http, manifests, transfer
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker import http, manifests, transfer, userns
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error, NotFound
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.store import Store
 from udocker_registry import DEADLINE, digest
@@ -617,6 +619,25 @@ def test_no_room(store, registry, monkeypatch):
 def test_the_process_that_unpacks_is_killed(store, registry, monkeypatch):
     monkeypatch.setattr(transfer, "_unpack_all", lambda _store, other: (other.recv(1), os.kill(os.getpid(), 9)))
     refused(store, registry, "the process that unpacked it was killed")
+
+
+def _keeps_its_files(folder):
+    mine = [os.open(folder, os.O_RDONLY) for _number in range(40)]
+    gc.collect()
+    return [stat.S_ISDIR(os.fstat(descriptor).st_mode) for descriptor in mine]
+
+
+def test_what_the_caller_has_left_lying_about_closes_none_of_our_files(tmp_path):
+    """In a child whose descriptors were closed by number, theirs are other files by then."""
+    gc.disable()
+    try:
+        for _number in range(40):
+            cycle = [open(os.devnull)]  # noqa: SIM115
+            cycle.append(cycle)
+        del cycle
+        assert userns.call(_keeps_its_files, tmp_path, keep=[]) == [True] * 40
+    finally:
+        gc.enable()
 
 
 # Mirrors

@@ -188,6 +188,9 @@ class Client:
         connection.sock = self._open(scheme, host, port, behalf, proxy)
         with self._lock:
             self._busy.add(connection.sock)
+        if self._stopped.is_set():  # meanwhile
+            self._discard(connection)
+            raise Unreachable("stopped")
         return connection, False
 
     def _open(self, scheme, host, port, behalf, proxy):

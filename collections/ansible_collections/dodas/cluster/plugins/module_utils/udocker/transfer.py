@@ -237,16 +237,18 @@ class _Pull:
         missing = sum(not self.store.has_layer(layer["diff_id"]) for layer in jobs.values())
         # Forked while this is the only thread.
         unpackers = []
-        for _ in range(min(missing, len(os.sched_getaffinity(0)), self.parallel)):
-            unpackers.append(_Unpacker(self.store, unpackers))
-            self.unpackers.put(unpackers[-1])
         try:
+            for _ in range(min(missing, len(os.sched_getaffinity(0)), self.parallel)):
+                unpackers.append(_Unpacker(self.store, unpackers))
+                self.unpackers.put(unpackers[-1])
             # The largest first, so that nothing large is left for the end.
             order = sorted(jobs.values(), key=lambda layer: -layer["size"])
             _in_threads(order, self._layer, self.parallel, self._stop)
         finally:
             for unpacker in unpackers:
-                unpacker.close()
+                unpacker.socket.close()
+            for unpacker in unpackers:
+                unpacker.wait()
 
     def _stop(self):
         self.stopped.set()
@@ -490,7 +492,7 @@ class _Job:
                     if self.failed or position >= available:
                         return
                 while position < available and not self.failed:
-                    count = os.sendfile(target, self.descriptor, position, min(available - position, 1 << 20))
+                    count = _copy(target, self.descriptor, position, min(available - position, 1 << 20))
                     if not count:
                         return
                     position += count
@@ -529,6 +531,16 @@ class _Job:
         if self.unpacker is not None:
             with contextlib.suppress(Error):
                 self._result()
+
+
+def _copy(target, source, position, count):
+    """Copy at most `count` bytes of a file to a pipe; returns how many."""
+    try:
+        return os.sendfile(target, source, position, count)
+    except BrokenPipeError:
+        raise
+    except OSError:  # not every file system can
+        return os.write(target, os.pread(source, count, position))
 
 
 class _Unpacker:
@@ -575,8 +587,8 @@ class _Unpacker:
         if problem:
             raise _Damaged(f"layer {layer['digest']}: {problem[0]}", problem[1])
 
-    def close(self):
-        self.socket.close()
+    def wait(self):
+        """Wait for its end, after its socket was closed."""
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
@@ -624,16 +636,17 @@ def _in_threads(jobs, work, count, stop):
                 stop()
 
     threads = [threading.Thread(target=run, daemon=True) for _ in range(min(count, len(waiting)))]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             thread.join()
     except BaseException:  # Ctrl-C
         failures.append(None)
         stop()
         for thread in threads:
-            thread.join()
+            if thread.ident:
+                thread.join()
         raise
     if failures:
         raise failures[0]
