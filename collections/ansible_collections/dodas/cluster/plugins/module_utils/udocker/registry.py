@@ -312,6 +312,14 @@ def connect(reference, store=None, **access):
     return registry
 
 
+def client(store):
+    """A Client that reaches hosts as `store.access` says, for what is no registry."""
+    access = dict(store.access)
+    for name in ("mirrors", "locations", "credentials", "keystore"):
+        access.pop(name, None)
+    return Client(**access)
+
+
 def login(host, user, password, credentials, client=None, location=None):
     """Verify user and password with a registry, then keep them; returns (where, whether the registry asked for them).
 

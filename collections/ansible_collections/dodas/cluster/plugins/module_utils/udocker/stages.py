@@ -9,6 +9,7 @@ from . import cache, dockerignore
 from . import containerfile as syntax
 from .errors import Error, NotFound
 
+DOWNLOAD = 1 << 31  # bytes of a file that ADD gets from elsewhere, at most
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Variables that a RUN sees without an ARG, and that no key of the cache holds.
 PROXIES = tuple(
@@ -413,14 +414,17 @@ class Stage:
 
     def _download(self, url):
         from email.utils import parsedate_to_datetime
-        from urllib.request import urlopen
+
+        from .registry import client
 
         try:
-            with urlopen(url, timeout=60) as answer:
-                content = answer.read()
+            with client(self.store).request("GET", url) as answer:
+                if answer.status != 200:
+                    raise Error(f"{url}: the server answers {answer.status}")
+                content = answer.read(DOWNLOAD)
                 modified = answer.headers.get("Last-Modified")
-        except (OSError, ValueError) as exc:
-            self.fail(f"{url}: {getattr(exc, 'reason', exc)}")
+        except Error as exc:
+            self.fail(str(exc))
         try:
             return content, parsedate_to_datetime(modified).timestamp()
         except (TypeError, ValueError):

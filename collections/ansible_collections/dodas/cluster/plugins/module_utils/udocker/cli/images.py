@@ -376,7 +376,7 @@ def import_(session, options):
     from .. import archives, exchange
 
     source, name = [*options.arguments, None][:2]
-    source = 0 if source == "-" else _local(source)
+    source = 0 if source == "-" else _local(session, source)
     config = exchange._changed({}, options.change)["config"] if options.change else None
     if options.tocontainer or options.clone:
         container = archives.import_container(
@@ -394,19 +394,29 @@ def import_(session, options):
         session.out(image.config)
 
 
-def _local(source):
+def _local(session, source):
     """The path of an archive; one at a URL is read from there."""
     if "://" not in source:
         if not os.path.exists(source):
             raise NotFound(f"{source}: no such file")
         return source
-    import urllib.error
-    import urllib.request
+    from ..registry import client
 
-    try:
-        return urllib.request.urlopen(source, timeout=60)
-    except (urllib.error.URLError, ValueError, OSError) as exc:
-        raise Error(f"{source} cannot be read: {exc}") from None
+    answer = client(session.store).request("GET", source)
+    if answer.status != 200:
+        raise Error(f"{source}: the server answers {answer.status}")
+    return _Body(answer)
+
+
+class _Body:
+    """What a server answers, to be read in pieces."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def read(self, size):
+        buffer = bytearray(size)
+        return bytes(buffer[: self.answer.readinto(buffer)])
 
 
 def export(session, options):

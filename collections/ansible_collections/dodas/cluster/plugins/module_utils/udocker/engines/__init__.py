@@ -269,4 +269,3 @@ def _make_layer(layer):
     with open(path, "wb") as target:
         target.write(content)
     os.chmod(path, 0o755)
-

@@ -438,4 +438,3 @@ def _send(pid, number):
     except OSError as exc:
         if exc.errno not in (errno.ESRCH, errno.EINVAL):
             raise
-
