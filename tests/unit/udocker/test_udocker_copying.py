@@ -29,15 +29,15 @@ def tree(folder, files):
 
 
 def written(job):
-    """The members of the tar that a Copy writes, by name."""
-    stream = io.BytesIO()
+    """The members of the tar that a Copy writes, and their content, by name."""
+    stream, found = io.BytesIO(), {}
     job.write(stream)
     stream.seek(0)
     with tarfile.open(fileobj=stream) as archive:
-        return {
-            member.name: (member, archive.extractfile(member).read().decode("utf-8", "replace") if member.isreg() else None)
-            for member in archive
-        }
+        for member in archive:
+            content = archive.extractfile(member).read().decode("utf-8", "replace") if member.isreg() else None
+            found[member.name] = member, content
+    return found
 
 
 @pytest.fixture
