@@ -144,6 +144,7 @@ class Progress:
         from . import progress
 
         self.quiet = quiet or session.quiet
+        self.stages = set()
         self.session = session
         self.layers = progress.Progress(session.level) if not self.quiet else None
 
@@ -160,10 +161,11 @@ class Progress:
         elif self.quiet:
             return
         elif event == "step":
-            stage = "{}: ".format(facts["stage"]) if facts.get("stage") not in (None, "") else ""
+            self.stages.add(str(facts["stage"]))
+            named = len(self.stages) > 1 or not str(facts["stage"]).isdigit()
+            stage = f"{facts['stage']}: " if named else ""
             cached = " (cached)" if facts.get("cached") else ""
-            sys.stderr.write("STEP {}{}/{}: {}{}\n".format(
-                stage, facts.get("number"), facts.get("total"), facts.get("text"), cached))  # fmt: skip
+            sys.stderr.write(f"STEP {stage}{facts['number']}/{facts['total']}: {facts['text']}{cached}\n")
             sys.stderr.flush()
         elif event == "output":
             sys.stderr.flush()

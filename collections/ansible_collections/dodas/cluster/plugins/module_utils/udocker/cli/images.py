@@ -675,7 +675,7 @@ def df(session, options):
     containers, images = found["containers"], found["images"]
     own = sum(one["size"] for one in containers)
     idle = sum(one["size"] for one in containers if not one["running"])
-    unused = sum(one["unique"] for one in images if not one["containers"])
+    unused = sum({one["id"]: one["unique"] for one in images if not one["containers"]}.values())
     facts = [
         _usage("Images", len(images), sum(bool(one["containers"]) for one in images), found["layers"], unused),
         _usage("Containers", len(containers), sum(one["running"] for one in containers), own, idle),

@@ -124,7 +124,7 @@ class _Layer:
         from .output import size
 
         text = "{}  {:<12}".format(self.name, {"exists": "already here"}.get(self.state, self.state))
-        if self.state in ("downloading", "uploading", "unpacking") and self.total:
+        if self.state not in ("waiting", *ENDED) and self.total and (self.done or self.state != "unpacking"):
             share = min(1.0, self.done / self.total)
             bar = "=" * int(BAR * share)
             bar = (bar + ">" if share < 1 else bar).ljust(BAR)[:BAR]
@@ -132,5 +132,5 @@ class _Layer:
             if self.speed > 0:
                 text += f" {size(self.speed):>7}/s"
         elif self.total:
-            text += " {:>{}}".format(size(self.total), 0)
+            text += " " + size(self.total)
         return text[:columns]
