@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from udocker_program import Program, image, until
+from udocker_program import Program, Terminal, image, until
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["subids", "one-id"])
@@ -663,3 +663,38 @@ def test_issues_144_243_and_105_inside_docker_with_namespaces_denied(denied):
     denied.out("stop", "-t", "1", "back")
     denied.out("rm", "back")
     until(lambda: not [line for line in denied.person.processes().values() if "sleep" in line], "nothing runs on")
+
+
+def test_namespaces_denied_files_signals_and_copies(denied):
+    folder = denied.folder("data")
+    (folder / "file").write_text("of the host\n")
+    os.chown(folder / "file", denied.person.uid, denied.person.gid)
+    done = denied(
+        "run", "--rm", "-v", f"{folder}:/data", "busybox", "sh", "-c", "cat /data/file; echo more > /data/new"
+    )
+    assert done.stdout == "of the host\n", done.stderr
+    assert (folder / "new").read_text() == "more\n"
+    script = "trap 'echo got it; exit 9' TERM; echo ready; while :; do sleep 0.05; done"
+    process = denied.start("run", "--rm", "busybox", "sh", "-c", script, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.stdout.read() == "got it\n"
+    assert process.wait(60) == 9
+    denied.out("create", "--name=copies", "busybox")
+    denied.out("cp", folder, "copies:/tmp/new")
+    assert denied.out("run", "copies", "cat", "/tmp/new/file") == "of the host"
+    denied.out("run", "copies", "ln", "-s", str(folder), "/trap")
+    assert denied("cp", folder / "file", "copies:/trap/planted").returncode == 1
+    assert not (folder / "planted").exists()
+    denied.out("cp", "copies:/tmp/new/file", denied.home / "back")
+    assert (denied.home / "back").read_text() == "of the host\n"
+    denied.out("rm", "copies")
+
+
+def test_namespaces_denied_a_shell_on_a_terminal(denied):
+    terminal = Terminal(denied, "run", "--rm", "-it", "busybox", "sh")
+    terminal.expect("# ")
+    terminal.type("stty size; exit 5\n")
+    code, seen = terminal.end()
+    assert code == 5
+    assert b"31 97" in seen

@@ -201,6 +201,18 @@ def test_a_log_in_the_foreground_where_it_is_asked_for(udocker):
     assert udocker.out("logs", "seen") == "out"
 
 
+def test_a_slow_reader_gets_all_of_it(udocker):
+    """More than pipes hold, read long after the container has ended."""
+    script = "head -c 1150000 /dev/zero; touch /ended"
+    process = udocker.start(
+        "run", "--name=slow", "--log-driver=json-file", "busybox", "sh", "-c", script, stdout=subprocess.PIPE
+    )
+    until(lambda: (udocker.store / "containers/slow/upper/ended").exists(), "it has written all")
+    time.sleep(2.5)  # longer than a monitor waits for what comes late
+    assert len(process.stdout.read()) == 1_150_000
+    assert process.wait(60) == 0
+
+
 # Ends
 
 

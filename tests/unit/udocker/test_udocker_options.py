@@ -62,13 +62,13 @@ def test_a_named_volume_is_a_folder_of_the_store(container):
 
 def test_what_lies_deeper_is_mounted_later_and_the_last_of_two_counts(container, tmp_path):
     given = settings(volume=["/tmp:/a/b", f"{tmp_path}:/a", "/tmp:/a"], nosysdirs=True)
-    spec, _docker = options.build(container, ["true"], given, note=None, live=False)
+    spec = options.build(container, ["true"], given, note=None, live=False)
     assert [(mount.target, mount.source) for mount in spec.mounts] == [("/a", "/tmp"), ("/a/b", "/tmp")]
 
 
 def test_novol_leaves_out_what_would_be_shown(container):
     given = settings(volume=["/tmp:/a"], novol=["/tmp", "/etc/hosts", "/etc/resolv.conf"])
-    spec, _docker = options.build(container, ["true"], given, note=None, live=False)
+    spec = options.build(container, ["true"], given, note=None, live=False)
     assert spec.mounts == []
 
 
@@ -102,9 +102,9 @@ def test_no_command_at_all():
 
 
 def test_what_reaps_itself_is_process_1(container):
-    assert options.build(container, ["/sbin/init"], settings(), None, live=False)[0].init is False
-    assert options.build(container, ["sh"], settings(), None, live=False)[0].init is True
-    assert options.build(container, ["sh"], settings(init=False), None, live=False)[0].init is False
+    assert options.build(container, ["/sbin/init"], settings(), None, live=False).init is False
+    assert options.build(container, ["sh"], settings(), None, live=False).init is True
+    assert options.build(container, ["sh"], settings(init=False), None, live=False).init is False
 
 
 def test_environment_of_the_image_of_files_and_of_the_line(tmp_path, monkeypatch):

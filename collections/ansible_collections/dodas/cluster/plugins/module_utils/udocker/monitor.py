@@ -15,7 +15,7 @@ from .terminal import CHUNK, DETACH, END, ERRORS, EXIT, INPUT, OUTPUT, RESIZE, S
 FULL = 1 << 20  # bytes that wait for one who is attached; the container waits from then on
 QUICK = 10.0  # seconds: a container that ran longer is started again at once
 LONGEST_PAUSE = 60.0
-DRAIN = 2.0  # seconds that output may come after the container has ended
+DRAIN = 2.0  # seconds that output may come after the container has ended, from those that hold its pipes
 _PR_SET_NAME = 15
 ANSWER = 300.0  # seconds until a command must have been executed
 
@@ -106,20 +106,18 @@ def _tell(writer, text):
 
 class Monitor:
     def __init__(self, container, make_spec, options, ports=None):
-        import select
-
         self.container = container
         self.make_spec = make_spec
         self.options = options
         self.ports = ports
         self.log = _log(container, options)
-        self.poll = select.poll()
         self.clients = {}  # descriptor: _Client
         self.owner = None  # of them, the command that started it in the foreground
         self.sources = {}  # descriptor: kind of frame
         self.input = None  # descriptor of the container's stdin
         self.waiting = bytearray()  # for it
         self.input_ended = False
+        self.size = (24, 80)  # of its terminal: rows, columns
         self.running = None
         self.state = {"status": "running", "keeper": containers.identity(), "restarts": 0}
         self.health = None
@@ -189,17 +187,20 @@ class Monitor:
         self.close(code)
 
     def close(self, code):
+        """Tell whoever is attached how it ended, behind all output, however slowly they take it."""
         import select
 
-        for client in list(self.clients.values()):
-            client.waiting.extend(frame(EXIT, b"%d" % code))
-        end = _clock() + DRAIN * 5
-        while any(client.waiting for client in self.clients.values()) and _clock() < end:
-            writable = select.select([], [one for one, client in self.clients.items() if client.waiting], [], 1)[1]
-            for descriptor in writable:
-                self.clients[descriptor].flush(self)
         if self.ports:
             self.ports.close()
+        self.owner = None
+        for client in list(self.clients.values()):
+            client.waiting.extend(frame(EXIT, b"%d" % code))
+        while True:
+            waiting = [descriptor for descriptor, client in self.clients.items() if client.waiting]
+            if not waiting:
+                return
+            for descriptor in select.select([], waiting, [])[1]:
+                self.clients[descriptor].flush(self)
 
     def _again(self, code):
         """Whether its restart policy brings it back."""
@@ -228,8 +229,7 @@ class Monitor:
         theirs, ours = [], []
         if spec.terminal:
             master, slave = os.openpty()
-            rows, columns = getattr(self, "size", None) or (24, 80)
-            set_window(master, rows, columns)
+            set_window(master, *self.size)
             os.set_inheritable(slave, True)
             theirs, ours = [slave], [master]
             stdio = (slave, slave, slave)
@@ -289,7 +289,7 @@ class Monitor:
             busy = self._turn(timeout)
             if not busy and self.log and self.log.pending and end is None:
                 self.log.flush()
-            if end is not None and (not self.sources or (not busy and not self.running_output()) or _clock() > end):
+            if end is not None and not (self.held_up() or (busy and _clock() < end)):
                 break
             if self.health and end is None and self.health.turn(self.running, self.state):
                 self.container.write_state(self.state)
@@ -298,15 +298,14 @@ class Monitor:
         if self.ports:
             self.ports.ended()
         for descriptor in {*self.sources, *(() if self.input is None else (self.input,))}:
-            self._forget(descriptor)
             os.close(descriptor)
         self.sources, self.input = {}, None
         if self.log:
             self.log.flush()
         return code
 
-    def running_output(self):
-        """Whether output may still come: somebody who is attached is slow."""
+    def held_up(self):
+        """Whether somebody who is attached takes the output so slowly that the container waits."""
         return any(len(client.waiting) >= FULL for client in self.clients.values())
 
     def _turn(self, timeout):
@@ -316,10 +315,8 @@ class Monitor:
         wanted = {self.signals.reader: select.POLLIN}
         if self.listener is not None:
             wanted[self.listener] = select.POLLIN
-        full = any(len(client.waiting) >= FULL for client in self.clients.values())
-        for descriptor in self.sources:
-            if not full:
-                wanted[descriptor] = select.POLLIN
+        if not self.held_up():
+            wanted.update((descriptor, select.POLLIN) for descriptor in self.sources)
         if self.input is not None and self.waiting:
             wanted[self.input] = wanted.get(self.input, 0) | select.POLLOUT
         for descriptor, client in self.clients.items():
@@ -408,9 +405,6 @@ class Monitor:
             else:
                 os.close(self.input)
                 self.input = None
-
-    def _forget(self, descriptor):
-        self.sources.pop(descriptor, None)
 
     # Who is attached
 

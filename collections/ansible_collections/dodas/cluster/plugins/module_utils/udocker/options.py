@@ -36,7 +36,6 @@ def build(container, argv, options, note, live=True):
     argv: the command, instead of the container's or the image's; note(text) is told what has no effect.
     live: it is going to be started, so that the files bound into it are made.
     """
-    docker = options["dialect"] == "docker"
     config = {} if options["nometa"] else container.config()
     network = network_of(options)
     hostname = options["hostname"] or (None if network == "host" else container.id[:12])
@@ -72,7 +71,7 @@ def build(container, argv, options, note, live=True):
         init=init,
         devices=devices,
         limits=limits,
-    ), docker
+    )
 
 
 def command_of(config, argv, options, note):
@@ -151,8 +150,8 @@ def extend(env, options):
 def _mounts(container, options, hostname, user, env, live):
     docker = options["dialect"] == "docker"
     mounts = []
-    system = [] if options["nosysdirs"] else _system_files(container, options, hostname, live)
-    mounts.extend(system)
+    if not options["nosysdirs"]:
+        mounts.extend(_system_files(container, options, hostname, live))
     if options["bindhome"]:
         home = os.path.realpath(os.path.expanduser("~"))
         mounts.append(Mount("bind", home, home))
@@ -173,8 +172,7 @@ def _mounts(container, options, hostname, user, env, live):
     taken = {mount.target for mount in mounts}
     mounts.extend(mount for mount in _accounts(container, options, user, env, live) if mount.target not in taken)
     for unwanted in options["novol"]:
-        left = [mount for mount in mounts if unwanted not in (mount.target, mount.source)]
-        mounts = left
+        mounts = [mount for mount in mounts if unwanted not in (mount.target, mount.source)]
     # The last of two for the same place is meant, and what lies deeper comes after what it lies in.
     mounts = list({mount.target: mount for mount in mounts}.values())
     mounts.sort(key=lambda mount: mount.target.count("/") if mount.target != "/" else 0)

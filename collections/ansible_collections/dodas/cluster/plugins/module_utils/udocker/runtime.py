@@ -195,7 +195,7 @@ def foreground(container, argv, options, note=say, fresh=False):
                 if state["status"] in ("running", "restarting", "elsewhere"):
                     return _beside(container, engine, argv, options, state, stdio, note, forward)
                 containers._unlink(container.path("stop"))
-            spec, _docker = build(container, argv, options, note)
+            spec = build(container, argv, options, note)
             running = engine.start(spec, stdio)
             state = {
                 "status": "running", "keeper": containers.identity(), "started": containers._now(), "env": spec.env,
@@ -233,7 +233,7 @@ def _beside(container, engine, argv, options, state, stdio, note, forward):
         raise Error(f"container {container.name} is running: use exec", 125)
     from .options import build
 
-    spec, _docker = build(container, argv, options, note, live=False)
+    spec = build(container, argv, options, note, live=False)
     if engine.name in ("directory", "proot"):
         return forward.wait(engine.start(spec, stdio))
     if state["status"] != "running" or not state.get("running"):
@@ -298,7 +298,7 @@ def background(container, argv, options, note=say, client=None):
 
             def make_spec():
                 # Notes are for whoever starts it, not for every restart.
-                spec, _docker = build(container, argv, options, note if not said else _silent)
+                spec = build(container, argv, options, note if not said else _silent)
                 said.append(True)
                 return spec
 
@@ -484,11 +484,9 @@ def start(container, options=None, attach=False, interactive=False, detach_keys=
     if container.state()["status"] in ("running", "restarting"):
         return attach_to(container, stdin=interactive, detach_keys=detach_keys) if attach else 0
     if attach:
-        settled["interactive"] = settled["interactive"] or (interactive and settled["dialect"] == "udocker")
+        settled["interactive"] = interactive and (settled["interactive"] or settled["dialect"] == "udocker")
         settled["detach_keys"] = detach_keys or settled["detach_keys"]
         settled["log_driver"] = settled["log_driver"] or "json-file"
-        keep = settled["interactive"]
-        settled["interactive"] = keep and interactive if keep else False
         return _attended(container, (), settled, note)
     background(container, (), settled, note)
     return 0
