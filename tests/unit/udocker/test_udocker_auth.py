@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 import udocker_faults as faults
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker import auth, http, registry
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker.reference import CREDENTIALS_KEY, ENDPOINT
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker.reference import DEFAULT_REGISTRY as HUB
 from udocker_registry import Authority
 
 SECRET = "hunter-2, with: a colon"
@@ -108,9 +110,9 @@ def docker_config(home, **content):
         ("https://registry.test/v2/", "registry.test"),
         ("registry.test:5000", "registry.test:5000"),
         ("http://registry.test:5000/v1/", "registry.test:5000"),
-        ("https://index.docker.io/v1/", "docker.io"),
-        ("docker.io", "docker.io"),
-        ("https://registry-1.docker.io", "docker.io"),
+        (CREDENTIALS_KEY, HUB),
+        (HUB, HUB),
+        (f"https://{ENDPOINT}", HUB),
     ],
 )
 def test_keys_of_dockers_configuration(home, credentials, key, name):
@@ -198,8 +200,8 @@ def test_credential_helpers(home, credentials, monkeypatch):
 
 def test_a_helper_gives_an_identity_token(home, credentials, monkeypatch):
     helper(home, monkeypatch, "one", """cat > /dev/null; echo '{"Username": "<token>", "Secret": "it"}'""")
-    docker_config(home, credHelpers={"https://index.docker.io/v1/": "one"})
-    assert credentials.find("docker.io").identity_token == "it"
+    docker_config(home, credHelpers={CREDENTIALS_KEY: "one"})
+    assert credentials.find(HUB).identity_token == "it"
 
 
 @pytest.mark.parametrize(
@@ -244,26 +246,26 @@ def test_what_is_kept_is_kept_for_us_alone(home, credentials):
 
 def test_the_keystore_is_udockers(home, credentials):
     """Both programs read what the other has kept."""
-    write(home / "store" / "keystore", {"https://registry-1.docker.io": {"auth": encoded("old", "1"), "email": ""}})
-    assert credentials.find("docker.io").user == "old"
-    credentials.keep("docker.io", auth.Login("new", "2"))
+    write(home / "store" / "keystore", {f"https://{ENDPOINT}": {"auth": encoded("old", "1"), "email": ""}})
+    assert credentials.find(HUB).user == "old"
+    credentials.keep(HUB, auth.Login("new", "2"))
     credentials.keep("r.test", auth.Login("r", "3"))
     entries = json.loads((home / "store" / "keystore").read_text())
     # It looks for a URL, and then for the same without https://.
-    assert entries["registry-1.docker.io"]["auth"] == encoded("new", "2")
+    assert entries[ENDPOINT]["auth"] == encoded("new", "2")
     assert entries["r.test"]["auth"] == encoded("r", "3")
-    assert "https://registry-1.docker.io" not in entries
+    assert f"https://{ENDPOINT}" not in entries
 
 
 def test_logout(home, credentials):
-    for name in ("a.test", "b.test", "docker.io"):
+    for name in ("a.test", "b.test", HUB):
         credentials.keep(name, auth.Login("ann", SECRET))
     assert credentials.forget("a.test") == 1
     assert credentials.forget("a.test") == 0
     assert credentials.find("a.test") is None and credentials.find("b.test") is not None
     assert credentials.forget() == 2
     assert SECRET not in (home / "store" / "keystore").read_text()
-    assert credentials.find("docker.io") is None
+    assert credentials.find(HUB) is None
 
 
 def test_login_and_logout_with_the_helper_of_dockers_configuration(home, credentials, monkeypatch):

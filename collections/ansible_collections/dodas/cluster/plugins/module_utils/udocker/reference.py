@@ -6,10 +6,10 @@ from .errors import Error
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
 # The default registry goes by several names: its interface answers at one, and credentials are kept under another.
-ENDPOINT = "registry-1.docker.io"
-INDEX = "index.docker.io"
+ENDPOINT = f"registry-1.{DEFAULT_REGISTRY}"
+INDEX = f"index.{DEFAULT_REGISTRY}"
 CREDENTIALS_KEY = f"https://{INDEX}/v1/"
-ALIASES = (DEFAULT_REGISTRY, INDEX, ENDPOINT, "registry.hub.docker.com", "hub.docker.com")
+ALIASES = (DEFAULT_REGISTRY, INDEX, ENDPOINT)
 
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _ALNUM = _LOWER | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
