@@ -97,25 +97,23 @@ def _devices(root, subids, skip, terminal):
     with _Target(root, "/dev", "folder") as target:
         linux.mount("tmpfs", target, "tmpfs", linux.MS_NOSUID, "mode=755,size=65536k")
     folder = resolve(root, "/dev")
+    here = f"/proc/self/fd/{folder}"  # nothing of the image's is in it
     try:
         for name in _NODES:
             _bind_file(f"/dev/{name}", folder, name)
         for name, text in _LINKS:
             os.symlink(text, name, dir_fd=folder)
         flags = linux.MS_NOSUID | linux.MS_NOEXEC
-        os.mkdir("pts", 0o755, dir_fd=folder)
-        with _Target(folder, "pts") as target:
-            group = ",gid=5" if subids else ""
-            linux.mount("devpts", target, "devpts", flags, f"newinstance,ptmxmode=0666,mode=0620{group}")
-        for name, kind in (("shm", "tmpfs"), ("mqueue", "mqueue")):
+        for name in ("pts", "shm", "mqueue"):
             os.mkdir(name, 0o755, dir_fd=folder)
-            if f"/dev/{name}" not in skip:
-                with _Target(folder, name) as target:
-                    try:
-                        linux.mount(kind, target, kind, flags | linux.MS_NODEV, "mode=1777" if name == "shm" else None)
-                    except OSError:
-                        if name == "shm":
-                            raise
+        group = ",gid=5" if subids else ""
+        linux.mount("devpts", f"{here}/pts", "devpts", flags, f"newinstance,ptmxmode=0666,mode=0620{group}")
+        if "/dev/shm" not in skip:
+            linux.mount("tmpfs", f"{here}/shm", "tmpfs", flags | linux.MS_NODEV, "mode=1777")
+            try:
+                linux.mount("mqueue", f"{here}/mqueue", "mqueue", flags | linux.MS_NODEV)
+            except OSError:
+                pass  # a kernel without
         if terminal is not None:
             _bind_file(os.ttyname(terminal), folder, "console")
     finally:
@@ -124,8 +122,7 @@ def _devices(root, subids, skip, terminal):
 
 def _bind_file(source, folder, name):
     os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=folder))
-    with _Target(folder, name) as target:
-        linux.mount(source, target, None, linux.MS_BIND)
+    linux.mount(source, f"/proc/self/fd/{folder}/{name}", None, linux.MS_BIND)
 
 
 def grab(mount):

@@ -66,4 +66,4 @@ def _number(text):
 
 def _read(path):
     with open(path, "rb") as source:
-        return source.read(1 << 24)
+        return source.read(1 << 20)

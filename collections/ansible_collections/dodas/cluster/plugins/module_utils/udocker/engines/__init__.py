@@ -112,9 +112,10 @@ def _emulating(store, architecture):
 def _key():
     system = os.uname()
     try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as source:
+        with open("/proc/self/status", "rb") as source:
             lines = source.read().splitlines()
-        limits = [line.split()[-1] for line in lines if line.startswith(("Seccomp:", "NoNewPrivs:", "CapEff:"))]
+        wanted = (b"Seccomp:", b"NoNewPrivs:", b"CapEff:")
+        limits = [line.split()[-1].decode() for line in lines if line.startswith(wanted)]
         namespace = os.readlink("/proc/self/ns/user")
     except OSError:
         limits, namespace = [], ""
@@ -253,7 +254,7 @@ _EXIT = {
 
 def _make_layer(layer):
     os.makedirs(os.path.join(layer, "folder"))
-    with open(os.path.join(layer, "folder", "file"), "w", encoding="ascii") as target:
+    with open(os.path.join(layer, "folder", "file"), "w", encoding="utf-8") as target:
         target.write("of the layer")
     number, code = _EXIT.get(os.uname().machine, (None, None))
     if number is None:

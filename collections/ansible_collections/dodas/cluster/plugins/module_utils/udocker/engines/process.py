@@ -117,7 +117,7 @@ def remember(directory, running):
     """Keep beside the container which process it is, so that nobody mounts its files a second time."""
     path = os.path.join(directory, "running")
     temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="ascii") as target:
+    with open(temporary, "w", encoding="utf-8") as target:
         target.write(f"{running.pid} {running.shown} {running.start} {running.engine} {_boot()}\n")
     os.replace(temporary, path)
 
@@ -125,7 +125,7 @@ def remember(directory, running):
 def remembered(directory):
     """As Running.as_dict(), of the process of the container in `directory`; None when it has ended."""
     try:
-        with open(os.path.join(directory, "running"), encoding="ascii") as source:
+        with open(os.path.join(directory, "running"), encoding="utf-8") as source:
             pid, shown, start, engine, boot = source.read().split()
         found = {"pid": int(pid), "shown": int(shown), "start": int(start), "engine": engine}
     except (OSError, ValueError):
@@ -135,7 +135,7 @@ def remembered(directory):
 
 def _boot():
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as source:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as source:
             return source.read().strip()
     except OSError:
         return "-"

@@ -263,7 +263,7 @@ def native():
 def registered(architecture):
     """Whether the kernel (binfmt_misc) hands programs of that architecture to an emulator, wherever they are."""
     try:
-        with open(f"/proc/sys/fs/binfmt_misc/qemu-{architecture}", encoding="ascii") as source:
+        with open(f"/proc/sys/fs/binfmt_misc/qemu-{architecture}", encoding="utf-8") as source:
             lines = source.read().splitlines()
     except OSError:
         return False
