@@ -392,24 +392,25 @@ def config(tmp_path, text, environment=None, **more):
 def test_values_have_their_types(tmp_path):
     found = config(
         tmp_path,
-        "[DEFAULT]\n# a comment\nverbose_level = 5\nhttp_insecure = True\ncmd = ('sh', '-c')\n"
+        "[DEFAULT]\n# a comment\nverbose_level = 5\nhttp_insecure = True\n"
         "registry_mirrors = a:5000, b:5000\nhttp_proxy = 'socks5://u:p%40@h:1'\ntmpdir=/x\n"
-        "docker_registries = {'a.b': ['http://c', 'd'], 'e.f': 'g'}\nsysdirs_list = ('/dev',\n  '/proc')\n",
+        "docker_registries = {'a.b': ['http://c', 'd'], 'e.f': 'g'}\ninsecure_registries = ('a:1',\n  'b:2')\n",
     )
-    assert (found.verbose_level, found.http_insecure, found.cmd) == (5, True, ["sh", "-c"])
+    assert (found.verbose_level, found.http_insecure, found.tmpdir) == (5, True, "/x")
     assert found.registry_mirrors == ["a:5000", "b:5000"]
     assert found.http_proxy == "socks5://u:p%40@h:1"
     assert found.docker_registries == {"a.b": "http://c", "e.f": "g"}
-    assert found.sysdirs_list == ["/dev", "/proc"]
+    assert found.insecure_registries == ["a:1", "b:2"]
     assert found.warnings == []
 
 
 def test_unknown_names_and_wrong_values_are_told(tmp_path):
-    found = config(tmp_path, "verbose_level = many\nno_such = 1\nnonsense\ntarball = x\nproot_noseccomp = True\n")
+    found = config(tmp_path, "verbose_level = many\nno_such = 1\nnonsense\ntarball = x\ncmd = y\nreposdir = z\n")
     assert [text.partition(", ")[2] for text in found.warnings] == [
         "line 1: verbose_level: 'many' is no number",
         "line 2: nothing is called no_such",
         "line 3: 'nonsense' is no `name = value`",
+        "line 6: the store is one folder: UDOCKER_DIR or topdir says where",
     ]
     assert found.verbose_level == 3
 

@@ -9,51 +9,49 @@ import os
 
 # Names, defaults (whose type is the value's), and what they are good for here.
 MEANING = (
-    ("topdir", "", "where images and containers are kept"),
-    ("containersdir", "", "where containers are kept, if elsewhere"),
-    ("keystore", "keystore", "file with credentials, besides docker's config.json"),
+    ("topdir", "", "where images and containers are kept  (~/.udocker)"),
+    ("keystore", "keystore", "file with credentials, besides those of docker and podman"),
     ("tmpdir", "", "for temporary files outside the store"),
+    ("scratch", "", "where overlay keeps what containers write, if the store's file system cannot"),
     ("verbose_level", 3, "0 nothing, 1 errors and results, 2 warnings, 3 information, 5 debugging"),
     ("engine", "", "overlay, directory, fuse or proot instead of what fits best"),
     ("override_default_execution_mode", "", "the same by a mode of udocker 1.3.17"),
     ("use_proot_executable", "", "where PRoot is, if not in PATH"),
     ("use_fuse_overlayfs_executable", "", "where fuse-overlayfs is, if not in PATH"),
+    ("location", "", "run this tree, as --location does"),
     ("dockerio_registry_url", "", "asked instead of the default registry"),
-    ("docker_registries", {}, "{registry: URL that is asked instead}, or {registry: [URL, URL of its index]}"),
     ("dockerio_index_url", "", "searched instead of the default registry's index"),
+    ("docker_registries", {}, "{registry: URL that is asked instead}, or {registry: [URL, URL of its index]}"),
     ("registry_mirrors", [], "URLs that are asked before the default registry"),
     ("insecure_registries", [], "host:port that may be talked to without a verified certificate, or without TLS"),
     ("http_insecure", False, "the same for all"),
     ("http_proxy", "", "http, https, socks4(a) or socks5(h) URL"),
     ("ca_file", "", "certificates that are trusted besides the system's"),
-    ("timeout", 12, "seconds to wait for an answer"),
-    ("ctimeout", 6, "seconds to wait for a connection"),
-    ("download_timeout", 1800, "seconds that one layer may take"),
-    ("cmd", ["bash", "-i"], "what is run when neither image nor command line says"),
-    ("sysdirs_list", [], "folders and files of the host that containers see, instead of the usual"),
-    ("dri_list", [], "folders that --dri shows, instead of the usual"),
-    ("valid_host_env", ["TERM", "PATH"], "variables that --hostenv may not take away"),
-    ("invalid_host_env", ["VTE_VERSION"], "variables that --hostenv does not pass"),
-    ("root_path", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PATH of root without the image's"),
-    ("user_path", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin", "PATH of others without it"),
-    ("location", "", "run this tree"),
+    ("ctimeout", 0, "seconds to wait for a connection"),
+    ("timeout", 0, "seconds to wait for the next bytes"),
 )
 
 # What udocker 1.3.17 has and this runtime has no use for.
 UNUSED = frozenset((
-    "homedir", "bindir", "libdir", "docdir", "reposdir", "layersdir", "tarball_release", "tarball", "installinfo",
+    "homedir", "bindir", "libdir", "docdir", "tarball_release", "tarball", "installinfo",
     "installretry", "autoinstall", "config", "hostauth_list", "mountpoint_prefixes", "default_execution_modes",
     "proot_noseccomp", "proot_killonexit", "proot_link2symlink", "ld_so_cache", "fakechroot_so",
     "fakechroot_expand_symlinks", "fakechroot_cmd_subst", "libc_search", "fakechroot_libc", "lib_dirs_list_nvidia",
     "lib_dirs_list_essential", "lib_dirs_list_append", "access_files", "use_patchelf_executable",
     "use_runc_executable", "use_singularity_executable", "runc_nomqueue", "runc_capabilities", "singularity_options",
     "cpu_affinity_exec_tools", "http_agent", "use_curl_executable", "nvi_etc_list",
-    "nvi_bin_list", "nvi_lib_list", "nvi_dev_list",
+    "nvi_bin_list", "nvi_lib_list", "nvi_dev_list", "cmd", "root_path", "user_path", "sysdirs_list", "dri_list",
+    "valid_host_env", "invalid_host_env", "download_timeout",
 ))  # fmt: skip
+# Names that would move parts of the store, which is one folder here.
+PLACES = ("containersdir", "reposdir", "layersdir")
 
 VARIABLES = {
     "UDOCKER_DIR": "topdir",
     "UDOCKER_CONTAINERS": "containersdir",
+    "UDOCKER_REPOS": "reposdir",
+    "UDOCKER_LAYERS": "layersdir",
+    "UDOCKER_SCRATCH": "scratch",
     "UDOCKER_LOGLEVEL": "verbose_level",
     "UDOCKER_ENGINE": "engine",
     "UDOCKER_DEFAULT_EXECUTION_MODE": "override_default_execution_mode",
@@ -63,12 +61,6 @@ VARIABLES = {
     "UDOCKER_KEYSTORE": "keystore",
     "UDOCKER_TMP": "tmpdir",
 }
-UNUSED_VARIABLES = (
-    "UDOCKER_BIN", "UDOCKER_LIB", "UDOCKER_DOC", "UDOCKER_REPOS", "UDOCKER_LAYERS", "UDOCKER_TARBALL",
-    "UDOCKER_FAKECHROOT_SO", "UDOCKER_FAKECHROOT_LIBC", "UDOCKER_FAKECHROOT_CMD_SUBST",
-    "UDOCKER_FAKECHROOT_EXPAND_SYMLINKS", "UDOCKER_USE_CURL_EXECUTABLE", "UDOCKER_USE_RUNC_EXECUTABLE",
-    "UDOCKER_USE_SINGULARITY_EXECUTABLE", "UDOCKER_USE_PATCHELF_EXECUTABLE",
-)  # fmt: skip
 
 
 class Config:
@@ -128,6 +120,9 @@ class Config:
     def _set(self, name, text, where):
         known = {key: default for key, default, _meaning in MEANING}
         if name in UNUSED:
+            return
+        if name in PLACES:
+            self.warnings.append(f"{where}: the store is one folder: UDOCKER_DIR or topdir says where")
             return
         if name not in known:
             self.warnings.append(f"{where}: nothing is called {name}")

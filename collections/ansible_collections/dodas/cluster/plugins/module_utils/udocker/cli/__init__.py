@@ -33,6 +33,7 @@ class Session:
         for variable, value in (
             ("UDOCKER_PROOT", self.config.use_proot_executable),
             ("UDOCKER_FUSE_OVERLAYFS", self.config.use_fuse_overlayfs_executable),
+            ("UDOCKER_SCRATCH", self.config.scratch),
         ):
             if value and value != "UDOCKER":
                 os.environ.setdefault(variable, value)
@@ -56,8 +57,11 @@ class Session:
             "insecure": self.general.insecure or config.http_insecure or config.insecure_registries,
             "ca_file": config.ca_file or None,
             "keystore": os.path.join(self._store.root, os.path.expanduser(config.keystore)),
-            "connect": float(config.ctimeout),
         }
+        if config.ctimeout:
+            found["connect"] = float(config.ctimeout)
+        if config.timeout:
+            found["stall"] = float(config.timeout)
         if config.registry_mirrors or config.dockerio_registry_url or config.docker_registries:
             from ..reference import DEFAULT_REGISTRY
 
@@ -69,8 +73,12 @@ class Session:
 
     def engine(self, options=None):
         """The engine that was asked for, or None."""
-        asked = getattr(options, "engine", None) or self.general.engine
-        return asked or self.config.engine or self.config.override_default_execution_mode or None
+        asked = getattr(options, "engine", None) or self.general.engine or self.config.engine
+        mode = self.config.override_default_execution_mode.upper()
+        if not asked and mode[:1] in ("F", "S"):
+            self.warn(f"mode {mode} has no like here: the engine that fits this host is used")
+            return None
+        return asked or mode or None
 
     @property
     def quiet(self):

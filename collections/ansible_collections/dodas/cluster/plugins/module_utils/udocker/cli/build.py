@@ -16,7 +16,7 @@ def build(session, options):
     if place == "-":
         text, place = sys.stdin.read(), None
     elif "://" in place or place.startswith("git@"):
-        temporary = _fetched(place)
+        temporary = _fetched(place, session.config.tmpdir or None)
         place = temporary.name
     elif not os.path.isdir(place):
         raise Error(f"{place} is no folder")
@@ -103,7 +103,7 @@ def _secrets(texts):
     return found
 
 
-def _fetched(place):
+def _fetched(place, parent):
     """A folder with what a repository or an archive at a URL holds."""
     import subprocess
     import tempfile
@@ -114,7 +114,7 @@ def _fetched(place):
         raise Error(f"{place}: a folder within a repository is not taken: clone it")
     if not (repository.endswith(".git") or repository.startswith("git")):
         raise Error(f"{place}: a git repository or a folder is expected")
-    folder = tempfile.TemporaryDirectory()
+    folder = tempfile.TemporaryDirectory(dir=parent)
     chosen = ["--branch", branch] if branch else []
     line = ["git", "clone", "--quiet", "--depth=1", *chosen, "--", repository, folder.name]
     try:

@@ -26,8 +26,11 @@ def _given(session, options, declared):
 def run(session, options):
     from .progress import of
 
+    options.location = options.location or session.config.location
     name, argv = _target(session, options)
     given = _given(session, options, RUN)
+    if options.location:
+        given["location"] = options.location
     with of(session, options.quiet) as progress:
         try:
             return runtime.run(session.store, name, argv, given, progress, session.debug)
