@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, csr, files, proxies
-from dodas import doctor, examine, login, services
+from dodas import doctor, examine, login, places, services
 
 DAY = 86400
 # A stand-in for ssh: the host is this machine, seen by the name (the address) that it is asked for.
@@ -247,6 +247,9 @@ def judge(pool=("worker-1",), expected=("worker",), online=None, **changes):
 
         def command(self, words):
             return f"./dodas {words}"
+
+        def place(self, _host):
+            return places.Podman()
 
     checks = doctor.Host(Named(), "worker-1", answer, expected).checks(pool, online)
     assert all(bool(one.advice) == (one.ok is False) for one in checks)

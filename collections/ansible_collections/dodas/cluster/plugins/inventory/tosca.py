@@ -179,7 +179,9 @@ class InventoryModule(BaseInventoryPlugin):
             "dodas_engine": self.get_option("engine") or record.get("engine") or "podman",
             **{f"dodas_{key}": value for key, value in template.values.items() if key.startswith("site_")},
         }
-        if addresses is not None:
+        if (common["dodas_backend"], common["dodas_engine"]) == ("local", "udocker"):
+            common["ansible_connection"] = "local"  # hosts are folders of this machine
+        elif addresses is not None:
             common.update(_connection(state))
         self._set("all", common)
         for role in template.groups:
@@ -206,7 +208,6 @@ class InventoryModule(BaseInventoryPlugin):
                 "ansible_host": known.get("address"),
                 "ansible_port": known.get("port"),
                 "ansible_user": known.get("user"),
-                "ansible_connection": known.get("connection"),
                 "ansible_python_interpreter": known.get("python"),
             }
             self._set(host.name, {key: value for key, value in variables.items() if value is not None})

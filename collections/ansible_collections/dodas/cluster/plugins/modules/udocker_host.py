@@ -101,7 +101,7 @@ def _present(module, host):
     new_agent, up = agent.differs(), host.is_up()
     archive = Path(parameters["supervisor"])
     new_supervisor = not archive.exists() or host.supervisor_differs(archive)
-    names = _names(host, parameters["images"])
+    names = _names(host, parameters["images"], module.check_mode)
     changed = bool(files or names or new_agent or new_supervisor or not up)
     if not module.check_mode:
         host.make_folders()
@@ -121,11 +121,23 @@ def _present(module, host):
     return {"changed": changed, "diff": shown}
 
 
-def _names(host, references):
-    """Names of the images, by their content and as the latest, that stand for another image on the host or for none."""
-    names = [name for one in references for name in (one, f"{one.rpartition(':')[0]}:latest")]
+def _names(host, references, check):
+    """Names of the images, by their content and as the latest, that stand for another image on the host or for none.
+
+    With `check` they may not have been built yet.
+    """
     ours = builders.Udocker().store
-    return [name for name in names if host.image_id(name) != ours.image(name).config]
+    found = []
+    for name in [name for one in references for name in (one, f"{one.rpartition(':')[0]}:latest")]:
+        try:
+            wanted = ours.image(name).config
+        except errors.NotFound:
+            if not check:
+                raise
+            wanted = None
+        if wanted is None or host.image_id(name) != wanted:
+            found.append(name)
+    return found
 
 
 def _absent(module, host):

@@ -341,7 +341,7 @@ WantedBy=default.target
         text = (engine.read(self.pid_file) or "").strip()
         if text.isdigit():
             with contextlib.suppress(OSError):
-                if b"supervisor.supervisord" in Path("/proc", text, "cmdline").read_bytes():
+                if bytes(self.config) in Path("/proc", text, "cmdline").read_bytes().split(b"\0"):
                     return int(text)
         return None
 

@@ -59,7 +59,7 @@ class PlainCluster:
         return {"create": create, "start": [], "remove": [name for name in found if name not in wanted]}
 
     def apply(self, desired):
-        """Make the hosts be as `desired` [{name, ...}]; returns {host: {"address", "connection", "python"}}."""
+        """Make the hosts be as `desired` [{name, ...}]; returns {host: {"address", "python"}}."""
         with _lock():
             plan = self.plan(desired)
             self._remove(plan["remove"])
@@ -74,7 +74,6 @@ class PlainCluster:
             hosts = {
                 one["name"]: {
                     "address": taken.get(one["name"]) or free.pop(),
-                    "connection": "local",
                     "python": python,
                 }
                 for one in desired
