@@ -138,6 +138,9 @@ def run(store, name, argv=(), options=None, progress=None, note=say):
     Raises Error with Docker's status when nothing was started.
     """
     options = options or {}
+    cidfile = options.get("cidfile")
+    if cidfile and os.path.lexists(cidfile):
+        raise Error(f"--cidfile {cidfile} is there already: another container may be its owner", 125)
     container, fresh = obtain(store, name, argv, options, progress)
     settled = settle(container, options)
     if fresh and settled["location"]:
