@@ -551,3 +551,27 @@ def test_without_python_it_says_what_is_missing(program, tmp_path):
     done = run("/bin/sh", program, "version", env={"PATH": str(tmp_path)})
     assert done.returncode == 127
     assert "needs Python 3.8 or newer" in done.stderr
+
+
+# What start-up is made of: each of these takes longer to import than all of the command line.
+HEAVY = {
+    "argparse", "collections", "contextlib", "ctypes", "dataclasses", "datetime", "enum", "functools", "hashlib",
+    "importlib.util", "inspect", "json", "logging", "pathlib", "random", "re", "shutil", "socket", "ssl", "subprocess",
+    "tempfile", "threading", "typing", "urllib", "zipfile",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["version"], ["ps"], ["ps", "-m", "-q"], ["rm", "--help"], ["showconf"]])
+def test_what_needs_nothing_loads_nothing(program, tmp_path, words):
+    starts = f'import sys;f=open(sys.argv[1],"rb");f.seek({bundle.SHELL});exec(f.read({bundle.START}))'
+    command = [sys.executable, "-IS", "-X", "importtime", "-c", starts, program, f"--repo={tmp_path}", *words]
+    done = run(*command, env={"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "udocker.cli" in loaded
+    assert not loaded & HEAVY
+
+
+def test_the_line_of_shell_is_the_one_that_is_tested(program):
+    starts = f'import sys;f=open(sys.argv[1],"rb");f.seek({bundle.SHELL});exec(f.read({bundle.START}))'
+    assert f"'{starts}' \"$0\" \"$@\"".encode() in program.read_bytes()[: bundle.SHELL]

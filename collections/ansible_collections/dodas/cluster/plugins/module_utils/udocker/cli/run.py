@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands that run something: run, create, exec."""
 
+import os
+
 from .. import containers, runtime
 from ..errors import Error
 from .parser import UsageError, name_of
@@ -45,17 +47,19 @@ def create(session, options):
     given = _given(session, options, CREATE)
     if options.force and given.get("name") and _taken(session, given["name"]):
         del given["name"]
-    given.setdefault("pull", "missing" if session.docker else "never")
+    store = session.store
+    if options.cidfile and os.path.lexists(options.cidfile):
+        raise Error(f"--cidfile {options.cidfile} is there already: another container may be its owner", STATUS)
     with of(session, options.quiet) as progress:
         try:
-            container = containers.create(
-                session.store, runtime.image_of(session.store, name, given, progress), given, argv
-            )
+            if options.location:
+                container = containers.create(store, None, given, argv, rootfs=options.location)
+            else:
+                container = containers.create(store, runtime.image_of(store, name, given, progress), given, argv)
         except Error as exc:
             raise _as_docker(session, exc) from exc
     if options.cidfile:
-        with open(options.cidfile, "x", encoding="ascii") as target:
-            target.write(container.id)
+        runtime._write_cidfile(options.cidfile, container.id)
     session.out(container.id)
 
 
