@@ -135,6 +135,15 @@ def test_an_image_that_is_there_costs_one_question(store, registry):
     assert events == ["exists"] * 3
 
 
+@pytest.mark.parametrize("action", [faults.status(405), faults.status(404), faults.status(200)])
+def test_a_registry_that_does_not_say_digests_is_asked_for_the_manifest(store, registry, action):
+    first = pull(store, registry)
+    del registry.requests[:]
+    registry.fault("/manifests/1", action, method="HEAD")
+    assert pull(store, registry).manifest == first.manifest
+    assert len(registry.asked("/manifests/1")) == 1 and not registry.asked("/blobs/")
+
+
 def test_by_digest_an_image_that_is_there_costs_nothing(store, registry):
     name = f"team/app@{registry.manifest(registry.manifests['1'][0], registry.manifests['1'][1])['digest']}"
     pull(store, registry, name)

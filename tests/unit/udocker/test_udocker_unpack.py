@@ -372,7 +372,7 @@ def test_a_bomb_is_noticed_by_its_ratio(store):
     # 2 GiB of zeros, in 2 MiB
     content = gzip.compress(tar.header(b"zeros", b"0", size=1 << 31)) + piece * 128
     with pytest.raises(Error, match="ratio=50"):
-        unpack.layer(store, io.BytesIO(content), None, tar.Limits(ratio=50))
+        unpack.layer(store, io.BytesIO(content), None, tar.Limits(ratio=50, small=1 << 25))
     assert os.listdir(store.path("tmp")) == []
 
 

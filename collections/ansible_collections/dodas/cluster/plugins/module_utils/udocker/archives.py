@@ -7,6 +7,7 @@ import stat
 
 from . import images, manifests, reference, streams, tar, unpack
 from .errors import Error, NotFound
+from .store import hash_of
 
 JSON_BYTES = 16 << 20
 MEMBERS = 1000000  # of an archive
@@ -569,14 +570,20 @@ def _oci_images(archive, source, platform):
     top = manifests.parse(json.dumps(index).encode(), "index.json")
 
     def fetch(descriptor):
-        content = archive.read(_blob(descriptor["digest"]), manifests.MANIFEST_BYTES)
-        return manifests.parse(content, descriptor["digest"], descriptor.get("mediaType") or "", descriptor["digest"])
+        where, media_type = descriptor["digest"], descriptor.get("mediaType") or ""
+        content = archive.read(_blob(where), manifests.MANIFEST_BYTES)
+        if len(content) != descriptor["size"] or not isinstance(media_type, str):
+            raise Error(f"{where}: the manifest is not what the list of manifests says")
+        return manifests.parse(content, where, media_type, where)
 
     for number, descriptor in enumerate(_distinct(top.manifests, platform)):
         where = descriptor["digest"]
         manifest = manifests.choose(fetch(descriptor), platform, fetch, where)
         config = archive.read(_blob(manifest.config["digest"]), manifests.CONFIG_BYTES)
-        if "sha256:" + _sha256(config) != manifest.config["digest"]:
+        if (
+            len(config) != manifest.config["size"]
+            or hash_of(manifest.config["digest"], config) != manifest.config["digest"]
+        ):
             raise Error(f"{where}: the configuration is not what the manifest says")
         paths = [_blob(layer["digest"]) for layer in manifest.layers]
         yield [_oci_name(descriptor, source, number)], manifest, config, paths

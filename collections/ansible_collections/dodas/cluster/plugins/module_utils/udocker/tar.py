@@ -16,16 +16,17 @@ class Limits:
     """What a layer may ask for. `$UDOCKER_LAYER_LIMITS` ("bytes=2000000000000,ratio=2000") overrides the defaults.
 
     bytes: of the tar, and of what its sparse files seem to hold; entries: files, folders and links;
-    ratio: bytes of the tar to those of the compressed stream, once the tar is larger than 1 GiB;
+    ratio: bytes of the tar to those of the compressed stream, once the tar has more than `small` bytes;
     name: bytes of a path; depth: folders in it; header: bytes of extended headers of one entry
     """
 
-    __slots__ = ("bytes", "depth", "entries", "header", "name", "ratio")
+    __slots__ = ("bytes", "depth", "entries", "header", "name", "ratio", "small")
 
     def __init__(self, **values):
         self.bytes = 1 << 38
         self.entries = 10000000
         self.ratio = 500
+        self.small = 1 << 30
         self.name = 4096
         self.depth = 256
         self.header = 1 << 20
@@ -75,7 +76,7 @@ class Plain:
                 self.given += len(chunk)
                 if self.given > self.limits.bytes:
                     self.limits.refuse("bytes", f"the layer has {self.given} bytes or more")
-                if self.given > 1 << 30 and self.given > self.taken * self.limits.ratio:
+                if self.given > self.limits.small and self.given > self.taken * self.limits.ratio:
                     self.limits.refuse("ratio", f"{self.taken} bytes become {self.given} or more")
                 self.hash.update(chunk)
                 self.queue.put(chunk)
