@@ -39,6 +39,7 @@ class JobFile(BaseModel):
     submit: str
     publish: str | None = None
     outputs: str = "results"
+    prepare: list[str] | None = None
     finish: list[str] | None = None
 
 
@@ -77,6 +78,8 @@ class Batch:
     def submit(self):
         """Copy the folder to the schedd, publish what is to be published, and submit. Raises DodasError."""
         arguments = []
+        if self.file.prepare and self._run(self.file.prepare) != 0:
+            raise DodasError(f"the first step failed: {' '.join(self.file.prepare)}")
         if self.file.publish:
             origin = self.deployment.host_of("conditions")
             self._copy(origin, "conditions", self.folder / self.file.publish, f"{CONDITIONS}/{self.name}")
@@ -134,9 +137,10 @@ class Batch:
 
     def finish(self):
         """Run the last step on this machine, in the folder; returns its exit status."""
-        if not self.file.finish:
-            return 0
-        program, *arguments = self.file.finish
+        return self._run(self.file.finish) if self.file.finish else 0
+
+    def _run(self, words):
+        program, *arguments = words
         command = [sys.executable if program == "python" else program, *arguments]
         return subprocess.run(command, cwd=self.folder, check=False).returncode
 

@@ -77,7 +77,7 @@ def _scratch(given, target):
     """A folder of the job's scratch that is shown as `target` (/tmp)."""
     if "-W" not in given:
         raise UsageError("-S needs -W")
-    folder = os.path.join(given["-W"][0], target.strip("/").replace("/", "_"))
+    folder = os.path.join(given["-W"][0], target.lstrip("/"))
     os.makedirs(folder, exist_ok=True)
     os.chmod(folder, 0o1777)
     return folder
