@@ -13,12 +13,14 @@ import pytest
 
 import udocker_faults as faults
 import udocker_images as images
+import udocker_program
 import udocker_registry as registries
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker import auth, http, manifests, reference, transfer
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker import registry as client
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error, NotFound
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.store import Store
+from udocker_people import Person
 from udocker_registry import USERS, Registry
 
 ANN, BOB = ("ann", USERS["ann"]), ("bob", USERS["bob"])
@@ -292,6 +294,45 @@ def test_podman_runs_what_we_push(store, opened, layout, podman):
     script = "cat /last; test -e /srv || echo gone; cat /opaque/above; ls /opaque"
     said = podman.run("run", "--rm", "--cgroups=disabled", "--network=none", "--pull=never", name, "sh", "-c", script)
     assert said == "2gone\n2above\n"
+
+
+# As a user types it
+
+
+@pytest.mark.parametrize("subids, deny", [(True, False), (False, False), (False, True)])
+def test_a_user_logs_in_pulls_runs_and_pushes(tmp_path, layout, subids, deny):
+    """With further ids, with its own alone, and where namespaces are denied."""
+    with Registry(tmp_path, tls=True, auth="token") as registry, Person("puller", subids=subids) as person:
+        digest = registry.put(layout, "busybox:latest", "team/busybox:1")
+        program = person.give(udocker_program.program())
+        program.chmod(0o755)
+        certificate = person.give(registry.authority.ca)
+        name = f"{registry.host}/team/busybox:1"
+
+        def udocker(*arguments, status=0, **more):
+            done = person.run([program, *arguments], deny=deny, env={"SSL_CERT_FILE": str(certificate)}, **more)
+            assert done.returncode == status, done.stderr
+            assert USERS["ann"] not in done.stdout + done.stderr
+            return done.stdout
+
+        login = ("login", "--username=ann", "--password-stdin", f"--registry={registry.host}")
+        udocker("pull", name, status=1)
+        udocker(*login, input="of-secrets\n", status=1)
+        udocker(*login, input=USERS["ann"] + "\n")
+        udocker("pull", name)
+        assert name.rpartition(":")[0] in udocker("images")
+        if not deny:
+            assert udocker("run", "--rm", name, "cat", "/last") == "2"
+        assert udocker("search", "--list-tags", name).split() == ["1"]
+        other = f"{registry.host}/team/other:2"
+        udocker("tag", name, other)
+        assert digest in udocker("push", other)
+        assert json.loads(udocker("manifest", "inspect", other))["layers"]
+        assert registry.skopeo("copy", f"docker://{other}", f"oci:{tmp_path}/copied:x", side="src") == digest
+        udocker("logout", f"--registry={registry.host}")
+        udocker("pull", f"{registry.host}/team/busybox:2", status=1)
+        kept = list(person.home.rglob("keystore"))
+        assert kept and not [path for path in kept if path.stat().st_mode & 0o077]
 
 
 # Login

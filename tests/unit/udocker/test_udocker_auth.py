@@ -8,7 +8,7 @@ import stat
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import udocker_faults as faults
@@ -18,6 +18,8 @@ from ansible_collections.dodas.cluster.plugins.module_utils.udocker.reference im
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.reference import DEFAULT_REGISTRY as HUB
 from udocker_registry import Authority
 
+# The machine may be busy.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SECRET = "hunter-2, with: a colon"
 
 
@@ -65,6 +67,7 @@ def test_auth_fields_which_udocker_split_on_commas():
     ]
 
 
+@unhurried
 @given(st.lists(st.text(st.characters(codec="latin-1"), max_size=40), max_size=3))
 def test_any_header_is_read_to_its_end(values):
     auth.challenges(values)
@@ -73,6 +76,7 @@ def test_any_header_is_read_to_its_end(values):
 names = st.from_regex(r"[a-z]{1,8}", fullmatch=True)
 
 
+@unhurried
 @given(st.dictionaries(names, st.text(st.characters(codec="ascii"), max_size=30)))
 def test_quoted_strings_hold_anything(fields):
     quoted = ", ".join('{}="{}"'.format(k, v.replace("\\", "\\\\").replace('"', '\\"')) for k, v in fields.items())

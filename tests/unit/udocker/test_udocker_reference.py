@@ -2,13 +2,15 @@
 """Names of images: what they stand for, and why some are none."""
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.reference import DEFAULT_REGISTRY as HUB
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.reference import ENDPOINT, INDEX, Reference, parse
 
+# The machine may be busy.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 DIGEST = "sha256:" + "0a" * 32
 LONG = "sha512:" + "0a" * 64
 
@@ -128,6 +130,7 @@ hosts = st.sampled_from(["", "localhost/", "a.test/", "h:1/", "[::1]:65535/", "1
 tags = st.one_of(st.just(""), st.from_regex(r":[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", fullmatch=True))
 
 
+@unhurried
 @given(hosts, paths, tags, st.sampled_from(["", f"@{DIGEST}"]))
 def test_full_and_familiar_names_stand_for_the_same(host, path, tag, digest):
     first, slash, _rest = path.partition("/")
@@ -138,6 +141,7 @@ def test_full_and_familiar_names_stand_for_the_same(host, path, tag, digest):
     assert parse(reference.name).target == reference.target
 
 
+@unhurried
 @given(st.text(max_size=60))
 def test_any_text_is_a_name_or_refused(text):
     """And a name that is taken has nothing that leads elsewhere as a path or a URL."""

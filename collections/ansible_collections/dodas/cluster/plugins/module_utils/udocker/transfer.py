@@ -203,7 +203,12 @@ class _Pull:
 
     def _is_current(self, image, platform):
         """Whether the registry still means this image; asks for no more than a digest where that is enough."""
-        digest = self.reference.digest or self.registry.digest(self.reference.repository, self.reference.target)
+        try:
+            digest = self.reference.digest or self.registry.digest(self.reference.repository, self.reference.target)
+        except Unreachable:
+            raise
+        except Error:  # it may not know this question
+            digest = None
         if digest is None or digest == image.manifest or not self.store.has_blob(digest):
             return digest == image.manifest
 
