@@ -20,7 +20,7 @@ import time
 import pytest
 
 import udocker_images as images
-from udocker_program import Program, image, until
+from udocker_program import LIBRARY, Program, image, until
 
 MODES = {"subids": {}, "one-id": {"subids": False}, "denied": {"subids": False, "deny": True}}
 PASSED_ON = 'CMD ["a", "b"]'
@@ -291,6 +291,44 @@ CMD ["hello"]
     assert "ok installed" in show(anybody, "dpkg-query", "-W", "-f", "${Status}", "hello")
     # A group of its own and setgid: what a package asks for beyond root.
     assert saved(anybody)[1]["usr/bin/ssh-agent"][1] == "0o2755"
+
+
+@pytest.mark.parametrize("tools", ["apt", "mmdebstrap"])
+def test_a_debian_root_is_made_without_root(tools):
+    """With subids by mmdebstrap; without, by apt, dpkg-deb and our own runtime: the same packages, all configured."""
+    with Program(subids=tools == "mmdebstrap") as udocker:
+        udocker.person.give(LIBRARY, "library")
+        code = (
+            "import sys; from library import bootstrap, store\n"
+            "bootstrap.bootstrap(store.Store(), ['made'], 'bookworm', ['hello'], exclude=['/usr/share/doc/*'],"
+            " progress=lambda event, **facts: event == 'output' and sys.stdout.buffer.write(facts['data']))\n"
+        )
+        done = udocker.person.run(
+            [udocker.person.python, "-c", code], env={"PYTHONPATH": str(udocker.home)}, timeout=900
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert show(udocker, "hello") == "Hello, world!"
+        listed = show(udocker, "dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n").splitlines()
+        assert "installed hello" in listed
+        assert all(line.startswith("installed ") for line in listed)
+        tree = saved(udocker)[1]
+        essential = read_packages(images.debian())
+        assert {line.partition(" ")[2] for line in listed} == essential | {"hello"}
+        assert not any(path.startswith("usr/share/doc/") and kind[0] == tarfile.REGTYPE for path, kind in tree.items())
+        assert not {"usr/sbin/policy-rc.d", "debs", "script"} & set(tree)
+        assert tree["bin"][4] == "usr/bin"
+        assert tree["usr/bin/passwd"][1] == "0o4755"
+        assert left(udocker) == []
+
+
+def read_packages(layout):
+    """The packages of the Debian root in an OCI layout."""
+    blobs = layout / "blobs/sha256"
+    index = json.loads((layout / "index.json").read_text())
+    manifest = json.loads((blobs / index["manifests"][0]["digest"][7:]).read_text())
+    with tarfile.open(blobs / manifest["layers"][0]["digest"][7:]) as archive:
+        status = archive.extractfile("./var/lib/dpkg/status").read().decode()
+    return {line[9:] for line in status.splitlines() if line.startswith("Package: ")}
 
 
 # The cache

@@ -145,7 +145,7 @@ def _apt(store, suite, packages, sources, exclude, progress, engine):
             progress("step", stage=suite, number=2, total=3, line=0, text="unpack", cached=False)
             scratch = Store(os.path.join(folder, "store"))
             settings = _settings(sources, exclude)
-            unpacked = layers.from_tar(scratch, _Unpacked(apt.archives, sorted(first), settings).write)
+            unpacked = layers.from_tar(scratch, _Unpacked(apt.archives, sorted(first), settings, exclude).write)
             progress("step", stage=suite, number=3, total=3, line=0, text="install", cached=False)
             below = [scratch.layer(unpacked["diff_id"])]
             container = os.path.join(folder, "container")
@@ -276,10 +276,11 @@ def _signed(line):
 class _Unpacked:
     """Files of .deb archives as one tar, with those folders of the root as links that are links in Debian."""
 
-    def __init__(self, folder, names, settings):
+    def __init__(self, folder, names, settings, exclude):
         self.folder = folder
         self.names = names
         self.settings = settings
+        self.exclude = exclude
 
     def write(self, stream):
         import tarfile
@@ -312,7 +313,7 @@ class _Unpacked:
             with tarfile.open(fileobj=process.stdout, mode="r|", bufsize=1 << 18) as source:
                 for member in source:
                     path = _merged(member.name)
-                    if path in ("", *_MERGED):
+                    if path in ("", *_MERGED) or (not member.isdir() and self._left_out(path)):
                         continue
                     info = tarfile.TarInfo(path)
                     info.type, info.mode, info.mtime = member.type, member.mode, member.mtime
@@ -325,6 +326,11 @@ class _Unpacked:
             process.stdout.read()
         if process.returncode:
             raise Error(f"dpkg-deb --fsys-tarfile {name} failed with exit status {process.returncode}")
+
+    def _left_out(self, path):
+        import fnmatch
+
+        return any(fnmatch.fnmatchcase("/" + path, pattern) for pattern in self.exclude)
 
 
 def _merged(path):
