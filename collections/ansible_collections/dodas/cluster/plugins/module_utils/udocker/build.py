@@ -68,6 +68,7 @@ def build(
     job.file = syntax.parse(content, path)
     job.build_args = dict(build_args or {})
     job.platform = _platform(platform)
+    job.chosen = bool(platform)
     job.globals = _globals(job)
     last = job.file.stage(target) if target else job.file.stages[-1]
     if last is None:
@@ -238,15 +239,19 @@ def _images_needed(job):
 def _image(job, name, pull):
     """What stages need of an image: its configuration and layers."""
     full = reference.parse(name).name
-    platform = job.platforms[name] or (str(job.platform) if job.platform else None)
+    wanted = job.platforms[name] or (str(job.platform) if job.chosen else None)
+    platform = wanted or str(job.platform)
     image = None
     if pull != "always":
         try:
             image = job.store.image(full)
         except NotFound:
-            if pull == "never":
-                raise Error(f"no image {full} in the store, and none may be pulled") from None
+            pass
+        if image and wanted and not _platform(wanted).rank(_platform(image.platform)):
+            image = None  # of that name, and made for other machines
     if image is None or not all(job.store.has_layer(layer["diff_id"]) for layer in image.layers):
+        if pull == "never":
+            raise Error(f"no image {full} for {platform} in the store, and none may be pulled")
         from . import transfer
 
         image = transfer.pull(job.store, reference.parse(name), platform=platform, progress=job.progress)
