@@ -159,7 +159,8 @@ class Udocker:
         # A process of its own: it may be ended when it takes too long, and forks as it likes.
         code = f"import sys; from {__name__} import work; sys.exit(work(sys.argv[1]))"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        _run([sys.executable, "-S", "-c", code, json.dumps(job)], stream, env=environment)  # Ansible has a sitecustomize
+        # -S: what Ansible ships with a module has a sitecustomize that is not for this.
+        _run([sys.executable, "-S", "-c", code, json.dumps(job)], stream, env=environment)
 
     def save(self, references, path):
         from ansible_collections.dodas.cluster.plugins.module_utils.udocker import archives
