@@ -35,7 +35,7 @@ class User:
         done = person.run([program, f"--repo={store}", "load", "-i", images], timeout=300)
         assert done.returncode == 0, done.stderr
         program.unlink()
-        self.dodas("list", timeout=300)  # makes its environment
+        self.dodas("images", "list", "--yes", timeout=300)  # makes its environment
 
     def dodas(self, *arguments, status=0, timeout=400):
         """Run the command line; what it printed. `status`: how it must end."""

@@ -85,7 +85,7 @@ def test_port_in_use_is_named_with_its_process(site, machines):
 def test_up_goes_on_from_there_to_a_cluster(site, machines):
     _, recap = site.play("up")
     assert recap["front-1"]["changed"] > 0 and recap["worker-1"]["changed"] > 0
-    assert site.recorded() == {name: {"address": address} for name, address in machines.addresses.items()}
+    assert site.recorded() == {name: {"address": machines.addresses[name]} for name in HOSTS}
 
 
 def test_second_run_changes_nothing(site):
