@@ -102,7 +102,8 @@ class Index(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def udocker(registry, scripts):
     """The program of somebody whose configuration names the registry, with what the scripts need on PATH."""
-    (other,) = set(re.findall(r"^udocker pull (\S+?)/docker/library/redis;", (scripts / "udocker_test.sh").read_text(), re.M))
+    text = (scripts / "udocker_test.sh").read_text()
+    (other,) = set(re.findall(r"^udocker pull (\S+?)/docker/library/redis;", text, re.M))
     with Server(Index) as index, Program(name="bob") as udocker:
         (udocker.store / "udocker.conf").write_text(
             "[DEFAULT]\n"
