@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds image.tar from the Containerfile, without root, Docker or a registry: busybox is a package of Debian and Ubuntu."""
+"""Builds image.tar from the Containerfile, without root, Docker or a registry.
+
+busybox is a package of Debian and Ubuntu, and comes from where this machine gets its own.
+"""
 
 import shutil
 import subprocess

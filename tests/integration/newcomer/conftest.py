@@ -17,7 +17,8 @@ from guests import Guests
 
 ROOT = Path(__file__).parents[3]
 ORDER = (
-    "bad_input", "newcomer", "lifetimes", "trust", "access", "faults", "place", "interrupted", "two_instances", "gone"
+    "bad_input", "newcomer", "job_images", "lifetimes", "trust", "access", "faults", "place", "interrupted",
+    "two_instances", "gone",
 )  # fmt: skip
 PYTHON = "PYTHONPATH=/opt/dodas/src:/opt/dodas/collections"
 # Values that change whatever one does, and those of interfaces, which come and go with these.
