@@ -40,7 +40,7 @@ containers:
   sample:
     - Name: /cache
       Id: 5f0b3b0c-8b4e-3c40-9a4e-d1d3ac6a3f4e
-      ImageName: docker.io/library/squid:6
+      ImageName: registry.example.org/team/squid:6
       State: {Status: running, Running: true, Pid: 4711, ExitCode: 0}
 """
 

@@ -37,7 +37,7 @@ images:
       description: Its full name.
       type: str
       returned: always
-      sample: docker.io/library/debian:12
+      sample: registry.example.org/team/analysis:3
     digest:
       description: Digest of its manifest.
       type: str
