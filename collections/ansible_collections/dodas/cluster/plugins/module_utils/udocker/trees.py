@@ -16,6 +16,9 @@ _OPAQUE = ("user.overlay.opaque", "user.fuseoverlayfs.opaque")
 _IMPOSSIBLE = (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 _PIECE = 1 << 30
 _DEPTH = 200  # folders that are open at a time
+_SHARED_DEPTH = 50  # how deep helpers work beside each other
+_HELPERS = 8
+_PATIENCE = 0.1  # seconds
 
 
 # Delete
@@ -39,13 +42,122 @@ def _remove(path):
     except FileNotFoundError:
         return
     try:
-        remove_at(folder, name)
+        _Deletion().run(folder, name)
     finally:
         os.close(folder)
 
 
+class _Deletion:
+    """Deletes a tree, with helpers where that means to wait for the disk.
+
+    File systems that are mounted with `discard` may wait for the device at each file, for a millisecond or more, and
+    devices do many such things at a time.
+    """
+
+    def __init__(self):
+        self.todo = []  # folders to look at, as [above, name, descriptor, what is left to do in it, depth]
+        self.opened = set()
+        self.active = 0
+        self.error = None
+        self.changed = None  # a condition, once there are helpers
+
+    def run(self, folder, name):
+        import time
+
+        above = [None, "", folder, 2, 0]
+        self.todo.append([above, name, None, 1, 1])
+        began, worked = time.monotonic(), time.thread_time()
+        try:
+            while self.todo and self.changed is None:
+                self._empty(self.todo.pop())
+                waited = time.monotonic() - began
+                if waited > _PATIENCE and len(self.todo) > 1 and time.thread_time() - worked < waited / 2:
+                    self._share()
+            if self.error:
+                raise self.error
+        finally:
+            for descriptor in self.opened:
+                os.close(descriptor)
+
+    def _share(self):
+        import threading
+
+        self.changed = threading.Condition()
+        helpers = [threading.Thread(target=self._help, daemon=True) for _number in range(_HELPERS)]
+        for helper in helpers:
+            helper.start()
+        for helper in helpers:
+            helper.join()
+
+    def _help(self):
+        while True:
+            with self.changed:
+                while not self.todo and self.active:
+                    self.changed.wait()
+                if not self.todo:
+                    return
+                node = self.todo.pop()
+                self.active += 1
+            try:
+                self._empty(node)
+            except BaseException as exc:
+                with self.changed:
+                    self.error = self.error or exc
+                    self.todo.clear()
+            finally:
+                with self.changed:
+                    self.active -= 1
+                    self.changed.notify_all()
+
+    def _empty(self, node):
+        above, name, _descriptor, _left, depth = node
+        if depth > _SHARED_DEPTH:
+            remove_at(above[2], name)
+            self._done(above)
+            return
+        inner = _open_to_delete(above[2], name)
+        if inner is None:
+            self._done(above)
+            return
+        node[2] = inner
+        self.opened.add(inner)
+        found = []
+        with os.scandir(inner) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    found.append([node, entry.name, None, 1, depth + 1])
+                else:
+                    os.unlink(entry.name, dir_fd=inner)
+        if self.changed is None:
+            node[3] += len(found)
+            self.todo += found
+        else:
+            with self.changed:
+                node[3] += len(found)
+                self.todo += found
+                self.changed.notify_all()
+        self._done(node)
+
+    def _done(self, node):
+        """One thing in a folder is done; the last one takes the folder along."""
+        while node[0] is not None:
+            if self.changed is None:
+                node[3] -= 1
+                left = node[3]
+            else:
+                with self.changed:
+                    node[3] -= 1
+                    left = node[3]
+            if left:
+                return
+            self.opened.discard(node[2])
+            os.close(node[2])
+            os.rmdir(node[1], dir_fd=node[0][2])
+            node = node[0]
+
+
 def remove_at(folder, name):
-    """The same, of entry `name` in folder descriptor `folder`; as whoever runs this."""
+    """Delete entry `name` of folder descriptor `folder`; as whoever runs this."""
     todo = [(folder, name, None)]  # folder, name, its descriptor once what is in it is in this list
     opened = []
     moved = 0
@@ -254,7 +366,9 @@ class _Copy:
         for name in _attributes(source):
             if self.raw or not name.startswith(_OVERLAY):
                 _keep_attribute(source, target, name)
-        if not self.owners and (status.st_uid or status.st_gid) and not self.raw:
+        # Without a user namespace what is the user's is root's, as it is in the layers.
+        own = os.geteuid() and status.st_uid == os.geteuid()
+        if not self.owners and (status.st_uid or status.st_gid) and not own and not self.raw:
             self._note(target, status)
         os.fchmod(target, mode)
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
