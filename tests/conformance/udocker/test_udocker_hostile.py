@@ -4,6 +4,7 @@ who may have no user namespace. Nothing outside of the store changes, and nothin
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -58,15 +59,10 @@ def prepare(corpus, canary):
 
 @pytest.fixture(scope="session")
 def outcomes(tmp_path_factory):
-    """{who: (mapped, {name: outcome})}, each made when it is first asked for."""
-    known = {}
-
-    def get(who):
-        if who not in known:
-            known[who] = taken(who, tmp_path_factory.mktemp("hostile"))
-        return known[who]
-
-    return get
+    """A function: who -> (mapped, {name: outcome}). All are at work from the beginning on."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        jobs = {who: pool.submit(taken, who, tmp_path_factory.mktemp("hostile")) for who in WHO}
+        yield lambda who: jobs[who].result()
 
 
 @pytest.mark.parametrize("who", WHO)
