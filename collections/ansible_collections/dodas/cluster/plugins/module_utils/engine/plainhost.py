@@ -97,8 +97,10 @@ class PlainHost:
         scripts = {
             "udocker": f'{home}\nexec {self.lib}/udocker "$@"',
             "supervisorctl": f'{home}\n{supervisor}.supervisorctl -c {self.config} "$@"',
-            "start": f'{home}\nunset {" ".join(_SESSION)}\nmkdir -p -m 700 {self.run_dir.parent} {self.run_dir}\n'
-                     f'{supervisor}.supervisord -c {self.config} "$@"',
+            "start": _START.format(
+                folders=f"{self.run_dir.parent} {self.run_dir}", mark=f"{MARK}={self.root}", store=self.store,
+                supervisor=f"{self.lib}/supervisor", command=f"{python} -m supervisor.supervisord -c {self.config}",
+            ),
             "shell": f"{home}\nexport PATH={self.root}/bin:$PATH\ncd {self.root}\n"
                      '[ $# -gt 0 ] || set -- "${SHELL:-/bin/sh}"\nexec "$@"',
         }  # fmt: skip
@@ -346,8 +348,16 @@ WantedBy=default.target
         return None
 
 
-# What a login leaves in the environment and a program that stays must not keep.
-_SESSION = ("SSH_AUTH_SOCK", "SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY", "DISPLAY", "XAUTHORITY")
+# A login, cron and Ansible have environments of their own, with what a program that stays must not keep; and where the
+# folders are below /tmp, somebody else could have made them.
+_START = """\
+for folder in {folders}; do
+  mkdir -p -m 700 "$folder"
+  [ -O "$folder" ] || {{ echo "$folder belongs to another user" >&2; exit 1; }}
+done
+exec env -i HOME="$HOME" USER="$(id -un)" LOGNAME="$(id -un)" LANG=C.UTF-8 XDG_RUNTIME_DIR="${{XDG_RUNTIME_DIR:-}}" \\
+  PATH="$PATH:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={supervisor} \\
+  {mark} UDOCKER_DIR={store} {command} "$@\""""
 
 
 def _digest(archive):
