@@ -3,6 +3,15 @@
 
 A new container costs three folders. Layers are named to the kernel by the numbers of open descriptors, relative to
 /proc/self/fd: a mount's options must fit into a page, and names of layers would not.
+
+What costs more than on the file system below: to delete what a layer holds. For each file overlay links and renames a
+whiteout (35 microseconds of CPU, whatever the options: volatile, xino and index make no difference), and for each
+folder that had something in it a stand-in is made, exchanged, emptied and deleted: two folders lose their blocks.
+Where the file system is mounted with `discard` and has no journal, each of these waits for the device (1.5 ms and
+more), as each deletion of a real file does there without any overlay, which takes far longer: `rm -rf` of 50,000 files
+in 500 folders waits 1,100 times on overlay, and 50,900 times below it. Upper folders on tmpfs (UDOCKER_SCRATCH) do
+not wait. What udocker itself deletes, it deletes several files at a time where it finds itself waiting (see trees).
+A layer's folder cannot be renamed (EXDEV, since redirect_dir is not for user namespaces): programs copy it then.
 """
 
 import os
