@@ -110,7 +110,7 @@ def _in_upper(view, walk):
         if not lower:
             yield "A", parts, found
         elif not lower.is_folder:
-            yield "C", parts, found
+            yield "O" if opaque else "C", parts, found
         elif opaque:
             yield "O", parts, found
         else:
@@ -348,7 +348,7 @@ def write_changes(stream, layers, folder, whole):
             writer.whiteout(parts)
             continue
         writer.entry(parts, found)
-        if kind == "O" or (kind == "C" and found.is_folder and found.opaque):
+        if kind == "O":
             writer.whiteout((*parts, ".wh..opq"))
     writer.end()
 

@@ -324,7 +324,7 @@ class Writer:
             self._clear(parent, path, base)
             parent = self._open(path[:slash] if slash > 0 else b"")
         mode = member.mode
-        descriptor = os.open(base, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN, mode & 0o777, dir_fd=parent)
+        descriptor = os.open(base, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN, 0o600, dir_fd=parent)
         try:
             crc = 0
             if member.sparse is not None:
@@ -432,13 +432,13 @@ class Writer:
                 if exc.errno not in NO_SUCH:
                     raise
                 exact = False
-        os.fchmod(descriptor, real)
         if real != mode or (not exact and (uid or gid)):
             try:
                 os.setxattr(descriptor, OWNER, f"{uid}:{gid}:0{mode:o}".encode())
             except OSError as exc:
                 if exc.errno not in NO_SUCH:
                     raise  # recorded beside the layer all the same
+        os.fchmod(descriptor, real)  # last: attributes need the right to write
 
     @staticmethod
     def _xattrs(descriptor, xattrs, kinds=("user.", "security.capability")):
