@@ -335,8 +335,7 @@ def _check_tree(folder, known, most=20):
         left.discard(inside)
         if problem:
             problems.append(f"/{os.fsdecode(inside)}: {problem}")
-            continue
-        if stat.S_ISDIR(os.lstat(path).st_mode):
+        if os.path.isdir(path) and not os.path.islink(path):
             for name in os.listdir(path):
                 if name == b".wh..wh..opq":
                     continue
