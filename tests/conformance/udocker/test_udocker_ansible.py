@@ -28,6 +28,18 @@ PLAYBOOK = "import sys; from ansible.cli.playbook import main; sys.argv[0] = 'an
 SECONDS = 300
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collections():
+    """A copy of the collection: all plays of a test see one state of it, whatever is edited meanwhile."""
+    Controller.collections = Path(tempfile.mkdtemp(prefix="collections-"))
+    Controller.collections.chmod(0o755)
+    source = ROOT / "collections/ansible_collections"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(source, Controller.collections / "ansible_collections", ignore=ignored)
+    yield
+    shutil.rmtree(Controller.collections)
+
+
 class Play:
     """What a playbook did: status, output, and a count of tasks by host."""
 
@@ -46,6 +58,8 @@ class Play:
 class Controller:
     """Runs plays as a person (None: as root), with this project's collection."""
 
+    collections = None
+
     def __init__(self, folder, person=None):
         self.folder, self.person = Path(folder), person
 
@@ -56,7 +70,8 @@ class Controller:
 
     def play(self, playbook, *options, hosts="localhost,", good=True, **variables):
         environment = {
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "PYTHONPATH": f"{SITE}:{ROOT / 'collections'}",
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "PYTHONPATH": f"{SITE}:{self.collections}",
+            "ANSIBLE_COLLECTIONS_PATH": str(self.collections),
             "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
             "ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOST_KEY_CHECKING": "False",
         }  # fmt: skip
