@@ -34,5 +34,3 @@ def images(tmp_path_factory):
 def user(request, images):
     with Person("plain", subids=request.param) as person:
         yield User(person, images)
-        left = person.processes()
-    assert not left, f"processes outlived the deployment: {left}"

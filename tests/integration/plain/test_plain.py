@@ -71,7 +71,7 @@ def test_app_that_dies_comes_back(user):
     user.run("front-1", "udocker kill dodas-squid || udocker exec dodas-squid sh -c 'kill -9 -1'")
     wait_for(lambda: user.run("front-1", "supervisorctl pid dodas-squid") not in ("0\n", before), 20, "squid starts")
     wait_for(lambda: user.json("check", "--timeout", "60")["complete"], 60, "the cluster is whole")
-    assert "squid" in user.dodas("logs", "squid").stdout.lower()
+    assert "dodas.renew" in user.dodas("logs", "worker").stdout
 
 
 def test_doctor_finds_nothing(user):

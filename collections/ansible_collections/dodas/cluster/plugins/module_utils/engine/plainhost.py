@@ -219,6 +219,12 @@ files={self.programs}/*.conf
         shutil.rmtree(self.short, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.short.parent.rmdir()  # with the last host's
+        home = Path.home()
+        with contextlib.suppress(OSError):
+            for parent in self.root.parents:
+                if home not in parent.parents or parent.name == "share":
+                    break  # others' folder
+                parent.rmdir()
         return there
 
     def processes(self):
