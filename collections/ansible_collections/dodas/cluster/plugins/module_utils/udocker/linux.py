@@ -165,6 +165,42 @@ def exit_status(pidfd):
     return info[7] >> 32
 
 
+def ptrace(request, pid, data=0):
+    """data: a number, or what ctypes.byref() gives for what the kernel writes."""
+    _libc.ptrace.restype = ctypes.c_long
+    data = ctypes.c_long(data) if isinstance(data, int) else data
+    _check(_libc.ptrace(ctypes.c_long(request), ctypes.c_long(pid), ctypes.c_long(0), data), f"ptrace({request:#x})")
+
+
+def first_child(pid):
+    """Wait until `pid`, a child that ptrace_children() was called for, forks: (pid, pidfd) of the new process.
+
+    Neither has run any further then, and both go on untraced. (None, None) when `pid` ends without.
+    """
+    detach, go_on, event_message, all_children = 17, 7, 0x4201, 0x40000000
+    while True:
+        _pid, status = os.waitpid(pid, all_children)
+        if not os.WIFSTOPPED(status):
+            return None, None
+        if status >> 16 in (1, 2, 3):
+            break
+        ptrace(go_on, pid, 0 if status >> 16 else os.WSTOPSIG(status))
+    message = ctypes.c_ulong()
+    ptrace(event_message, pid, ctypes.byref(message))
+    child = message.value
+    os.waitpid(child, all_children)
+    handle = pidfd_open(child)
+    ptrace(detach, child)
+    ptrace(detach, pid)
+    return child, handle
+
+
+def ptrace_children(pid):
+    """Stop `pid`, a child, when it forks; raises OSError where that is denied."""
+    seize, fork_vfork_clone = 0x4206, 2 | 4 | 8
+    ptrace(seize, pid, fork_vfork_clone)
+
+
 def seccomp(program):
     """Install a filter (bytes of struct sock_filter) for this process and its children."""
     import struct

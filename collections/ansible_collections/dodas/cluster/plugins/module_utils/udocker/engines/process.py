@@ -64,7 +64,7 @@ def started(pid):
 
 def alive(running):
     """Whether what Running.as_dict() told of is still the same process."""
-    return bool(running) and started(running["shown"]) == running["start"] is not None
+    return bool(running) and running["start"] is not None and started(running["shown"]) == running["start"]
 
 
 def code_of(status):

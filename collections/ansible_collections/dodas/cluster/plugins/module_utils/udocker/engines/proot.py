@@ -312,9 +312,18 @@ def _attend(spec, stdio, report, user, attached):
             linux.prctl(linux.PR_SET_PDEATHSIG, _STARTER_DIED)
             if os.getppid() != parent:
                 os._exit(125)
+        source, target = os.pipe()
         child = os.fork()
         if not child:
+            os.close(target)
+            os.read(source, 1)
             process.execute(spec, stdio, report, None, user)
+        try:
+            linux.ptrace_children(child)
+            seen = True
+        except OSError:
+            seen = False
+        os.close(target)
     except BaseException as exc:
         report.fail(exc)
     try:
@@ -322,15 +331,22 @@ def _attend(spec, stdio, report, user, attached):
         for number in (0, 1, 2):
             os.dup2(null, number)
         linux.close_from(3)
-        _watch(child)
+        _watch(child, seen)
     finally:
         os._exit(125)
 
 
-def _watch(child):
-    """Pass signals on to the container's process; when it ends, end all else, and exit as it did."""
+def _watch(child, seen):
+    """Pass signals on to the container's process; when it ends, end all else, and exit as it did.
+
+    seen: whether PRoot stops when it starts that process, so that it cannot end unseen
+    """
     import select
 
+    # Signals are blocked until it is there.
+    guest, handle = linux.first_child(child) if seen else (_guest(child), None)
+    if seen and guest is None:
+        os._exit(255)  # PRoot has ended, and said why
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     for number in process.ALL_SIGNALS:
@@ -340,8 +356,8 @@ def _watch(child):
             pass
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    guest = _guest(child)
-    handle = linux.pidfd_open(guest) if guest else None
+    if handle is None and guest:
+        handle = linux.pidfd_open(guest)
     poll = select.poll()
     poll.register(reader, select.POLLIN)
     if handle is not None:
