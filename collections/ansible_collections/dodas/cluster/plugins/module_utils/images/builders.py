@@ -24,16 +24,11 @@ from ansible_collections.dodas.cluster.plugins.module_utils.images.catalogue imp
 from ansible_collections.dodas.cluster.plugins.module_utils.local import podman as local
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.bootstrap import debian_sources
 
-# Named here so that Ansible ships them: the runtime imports them by name.
-from ansible_collections.dodas.cluster.plugins.module_utils.udocker.engines import (  # noqa: F401
-    directory,
-    fuse,
-    overlay,
-    proot,
-)
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker.engines import directory, fuse, overlay, proot
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import NotFound as UdockerNotFound
 
+SHIPPED = (directory, fuse, overlay, proot)  # the runtime imports them by name: named here, Ansible ships them
 TIMEOUT = 1200  # seconds for one image
 # Lent to builds where the machine has them: package clients' configuration and certificate authorities.
 LENT_FILES = ("/etc/pip.conf", "/etc/npmrc", "/etc/ssl/certs")
@@ -239,9 +234,14 @@ def work(text):
             contexts = {"dodas": job["project"]}
             build.build(store, job["folder"], tags=names, contexts=contexts, pull="never", lend=lend, progress=_say)
     except Error as exc:
-        print(f"Error: {exc}", flush=True)
+        _print(f"Error: {exc}")
         return exc.status or 1
     return 0
+
+
+def _print(text):
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _say(event, **facts):
@@ -250,9 +250,9 @@ def _say(event, **facts):
         sys.stdout.buffer.flush()
     elif event == "step":
         cached = " (cached)" if facts["cached"] else ""
-        print(f"STEP {facts['number']}/{facts['total']}: {facts['text']}{cached}", flush=True)
+        _print(f"STEP {facts['number']}/{facts['total']}: {facts['text']}{cached}")
     elif event == "warning":
-        print(f"Warning: {facts['text']}", flush=True)
+        _print(f"Warning: {facts['text']}")
 
 
 def _run(command, stream, **options):
@@ -269,4 +269,3 @@ def _run(command, stream, **options):
             raise
     if status:
         raise subprocess.CalledProcessError(status, command)
-

@@ -85,7 +85,8 @@ def cached(index, content, digest):
             with open(path, "rb") as source:
                 return marshal.load(source)
         except (OSError, ValueError, EOFError, TypeError):
-            found = compiled(index, content)
+            pass
+        found = compiled(index, content)
         temporary = path + "." + str(os.getpid())
         with open(temporary, "wb") as target:
             marshal.dump(found, target)

@@ -298,7 +298,7 @@ def _removed(path):
 
 def _restore(view, parts, path):
     """Undo the trace that a mount leaves on a folder above it: a copy in the upper folder, a newer time."""
-    from .unpack import is_opaque
+    from .trees import is_opaque
     from .view import Entry
 
     known = view.entry(parts)

@@ -97,13 +97,10 @@ def _old_image(store, name):
     """An image that udocker 1.3.17 keeps in the same folder, taken over; None without."""
     if not os.path.isdir(store.path("repos")):
         return None
+    from . import legacy
+
     try:
-        from . import legacy
-    except ImportError:
-        return None
-    take = getattr(legacy, "image", None)
-    try:
-        return take(store, name) if take else None
+        return legacy.image(store, name)
     except NotFound:
         return None
 

@@ -249,7 +249,7 @@ def attach(connection, tty, stdin=True, sig_proxy=True, detach_keys="", streams=
                 return b""
             raise
 
-    with Watch(names) as signals, Raw(0 if terminal else -1) if terminal else _Nothing():
+    with Raw(0) if terminal else _Nothing(), Watch(names) as signals:
         if tty:
             resize()
         while True:
@@ -337,7 +337,7 @@ def serve(running, master, stdin=True, detach_keys=""):
     terminal = stdin and is_terminal(0)
     waiting = bytearray()
     ended = False
-    with Watch(("SIGWINCH", "SIGCHLD", *FORWARDED)) as signals, Raw(0) if terminal else _Nothing():
+    with Raw(0) if terminal else _Nothing(), Watch(("SIGWINCH", "SIGCHLD", *FORWARDED)) as signals:
         size = window(0) or window(1)
         if size:
             set_window(master, *size)
@@ -345,7 +345,7 @@ def serve(running, master, stdin=True, detach_keys=""):
             read = [master, signals.reader]
             if stdin and len(waiting) < CHUNK:
                 read.append(0)
-            ready, writable, _ = select.select(read, [master] if waiting else [], [], 0.05 if ended else None)
+            ready, writable, _failed = select.select(read, [master] if waiting else [], [], 0.05 if ended else None)
             if ended and master not in ready:
                 return running.wait()
             for number in signals.taken():

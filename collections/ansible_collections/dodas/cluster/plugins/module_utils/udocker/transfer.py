@@ -8,6 +8,7 @@ other processes at the same time. The file stays when a pull ends early, and the
 import collections
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -243,7 +244,7 @@ class _Pull:
         # Forked while this is the only thread.
         unpackers = []
         try:
-            for _ in range(min(missing, len(os.sched_getaffinity(0)), self.parallel)):
+            for _number in range(min(missing, len(os.sched_getaffinity(0)), self.parallel)):
                 unpackers.append(_Unpacker(self.store, unpackers))
                 self.unpackers.put(unpackers[-1])
             # The largest first, so that nothing large is left for the end.
@@ -640,7 +641,7 @@ def _in_threads(jobs, work, count, stop):
                 failures.append(exc)
                 stop()
 
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(count, len(waiting)))]
+    threads = [threading.Thread(target=run, daemon=True) for _number in range(min(count, len(waiting)))]
     try:
         for thread in threads:
             thread.start()
@@ -725,7 +726,7 @@ class _Push:
         where = f"{self.reference.familiar}: blob {digest}"
         start, failures = 0, 0
         while start < size:
-            body = lambda begin=start: _Sent(self, blob, begin)  # noqa: E731
+            body = functools.partial(_Sent, self, blob, start)
             try:
                 location = registry.send(repository, location, body, start, size - start, where)
                 start = size

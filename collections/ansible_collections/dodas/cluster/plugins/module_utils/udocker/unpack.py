@@ -20,7 +20,7 @@ import zlib
 
 from . import streams, tar
 from .errors import Error
-from .trees import is_opaque, remove, remove_at  # noqa: F401 - is_opaque is about layers, and asked for here
+from .trees import remove, remove_at
 
 OWNER = "user.containers.override_stat"  # "uid:gid:mode", as fuse-overlayfs and containers/storage write it
 OPAQUE = "user.overlay.opaque"

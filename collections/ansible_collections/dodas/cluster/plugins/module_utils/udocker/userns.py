@@ -331,7 +331,8 @@ def _from_service(option, name):
 
     try:
         command = ["getsubids", *filter(None, [option]), name]
-        lines = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10).stdout.decode()
+        lines = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10, check=False)
+        lines = lines.stdout.decode()
         return [(int(line.split()[-2]), int(line.split()[-1])) for line in lines.splitlines()]
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return []

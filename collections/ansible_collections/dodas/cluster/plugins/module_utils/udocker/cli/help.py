@@ -139,4 +139,6 @@ def _cell(text):
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    import sys
+
+    sys.stdout.write(reference())

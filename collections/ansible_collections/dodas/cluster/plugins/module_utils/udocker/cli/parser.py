@@ -103,7 +103,7 @@ def _take(found, option, spelling, value, words, command):
     if kind in ("=", "*"):
         if value is None:
             if not words:
-                raise UsageError("{} needs a value: {}={}".format(spelling, spelling, metavar or "VALUE"), command)
+                raise UsageError(f"{spelling} needs a value: {spelling}={metavar or 'VALUE'}", command)
             value = words.pop()
         if kind == "=":
             setattr(found, name, value)

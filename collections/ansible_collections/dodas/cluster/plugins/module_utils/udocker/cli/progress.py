@@ -126,9 +126,8 @@ class _Layer:
         text = "{}  {:<12}".format(self.name, {"exists": "already here"}.get(self.state, self.state))
         if self.state not in ("waiting", *ENDED) and self.total and (self.done or self.state != "unpacking"):
             share = min(1.0, self.done / self.total)
-            bar = "=" * int(BAR * share)
-            bar = (bar + ">" if share < 1 else bar).ljust(BAR)[:BAR]
-            text += f" [{bar}] {size(self.done):>7}/{size(self.total):<7}"
+            drawn = "=" * int(BAR * share) + (">" if share < 1 else "")
+            text += f" [{drawn[:BAR]:<{BAR}}] {size(self.done):>7}/{size(self.total):<7}"
             if self.speed > 0:
                 text += f" {size(self.speed):>7}/s"
         elif self.total:
