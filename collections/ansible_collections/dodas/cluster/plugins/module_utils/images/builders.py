@@ -23,7 +23,6 @@ from ansible_collections.dodas.cluster.plugins.module_utils import deployment
 from ansible_collections.dodas.cluster.plugins.module_utils.images.catalogue import PREFIX, ImageError
 from ansible_collections.dodas.cluster.plugins.module_utils.local import podman as local
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.bootstrap import debian_sources
-
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.engines import directory, fuse, overlay, proot
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import NotFound as UdockerNotFound
