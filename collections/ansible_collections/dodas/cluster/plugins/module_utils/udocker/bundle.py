@@ -171,5 +171,5 @@ def _read(path):
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("bundle.py OUTPUT: make the program, as this file")
+        raise SystemExit("bundle.py OUTPUT: make the program, as this file")
     write(sys.argv[1])
