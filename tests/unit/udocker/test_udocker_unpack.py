@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -16,7 +17,7 @@ import tarfile
 
 import pytest
 
-from ansible_collections.dodas.cluster.plugins.module_utils.udocker import images, streams, tar, trees, unpack
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker import images, pack, streams, tar, trees, unpack
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.store import Store
 from udocker_images import WHEN, base, compress, digest, layer, links, many_files, member, owned, whiteouts
@@ -223,6 +224,33 @@ def test_udocker_defect_3_whiteouts_at_the_root_of_a_layer(unpacked, tmp_path):
     trees.merge([lower, upper], str(tmp_path / "merged"))
     names = {path for path in facts(tmp_path / "merged") if path != "."}
     assert names == {"keep", "opaque", "opaque/above", "opt", "opt/b"}
+
+
+def refuse(number):
+    def call(*_arguments, **_options):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+def test_udocker_defect_3_where_the_kernel_has_no_whiteouts(unpacked, tmp_path, monkeypatch):
+    """Linux before 5.8, and file systems without attributes."""
+    monkeypatch.setattr(os, "mknod", refuse(errno.EPERM))
+    monkeypatch.setattr(os, "setxattr", refuse(errno.ENOTSUP))
+    first, second = whiteouts()
+    folders = [unpacked(first), unpacked(second), unpacked(member("opt/"), member("opt/.wh.b"), member("srv/new", "1"))]
+    assert os.path.isfile(f"{folders[1]}/.wh.srv")
+    assert trees.is_opaque(f"{folders[1]}/opaque")
+    known = unpack.summary(Store(str(tmp_path / "store")), digest(second))
+    assert images._check_tree(folders[1], known) == []
+    monkeypatch.undo()
+    trees.merge(folders, str(tmp_path / "merged"))
+    names = {path for path in facts(tmp_path / "merged") if path != "."}
+    assert names == {"keep", "opaque", "opaque/above", "opt", "srv", "srv/new"}
+    stream = io.BytesIO()
+    pack.write_tree(stream, folders)
+    with tarfile.open(fileobj=io.BytesIO(stream.getvalue())) as archive:
+        assert set(archive.getnames()) - {"."} == names
 
 
 def test_an_opaque_top_hides_all_lower_layers(unpacked):

@@ -93,7 +93,10 @@ def changes(layers, folder, whole):
 def _in_upper(view, walk):
     hidden = set()  # folders below which lower layers do not show
     for parts, found in walk:
-        if parts in OURS or parts[0] in MOUNTED:
+        if parts[0] in MOUNTED or (parts in OURS and not (found and found.is_folder)):
+            continue
+        if parts in OURS:
+            yield "=", parts, found
             continue
         covered = any(parts[:count] in hidden for count in range(1, len(parts)))
         lower = None if covered else view.entry(parts)
@@ -124,7 +127,10 @@ def _in_tree(view, walk):
     for parts, found in walk:
         while unsaid and parts[: len(unsaid[-1][0])] != unsaid[-1][0]:
             unsaid.pop()
-        if parts in OURS or parts[0] in MOUNTED:
+        if parts[0] in MOUNTED or (parts in OURS and not found.is_folder):
+            continue
+        if parts in OURS:
+            unsaid.append((parts, found))
             continue
         lower = None if parts[:-1] in added else view.entry(parts)
         gone = []

@@ -13,6 +13,7 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OWNER = "user.containers.override_stat"  # as unpack writes it, and whoever packs reads it
 _OVERLAY = ("user.overlay.", "trusted.overlay.", "user.fuseoverlayfs.")
 _OPAQUE = ("user.overlay.opaque", "user.fuseoverlayfs.opaque")
+_WHITEOUT = ".wh."  # where the kernel has no other kind
 _IMPOSSIBLE = (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 _PIECE = 1 << 30
 _DEPTH = 200  # folders that are open at a time
@@ -260,16 +261,20 @@ class _Copy:
                 listed.append({entry.name: entry for entry in entries})
         done = set()
         for level, entries in enumerate(listed):
+            gone = []
             for name, entry in entries.items():
+                if not self.raw and name.startswith(_WHITEOUT):
+                    gone.append(name[len(_WHITEOUT) :])
+                    continue
                 if name in done:
                     continue
                 done.add(name)
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
-                    below = [index for index in range(level + 1, len(listed)) if name in listed[index]]
-                    self._subfolder(folders, [level, *below], name, here, f"{path}/{name}")
+                    self._subfolder(folders, _levels(listed, level, name), name, here, f"{path}/{name}")
                 elif self.raw or not (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0):
                     self._file(folders[level], name, status, here, f"{path}/{name}")
+            done.update(gone)
         if folders:
             self._dress(folders[0], here, os.fstat(folders[0]))
 
@@ -382,6 +387,17 @@ class _Copy:
                 os.setxattr(target, _OWNER, b"%d:%d:%o" % (status.st_uid, status.st_gid, status.st_mode))
             except OSError:
                 pass
+
+
+def _levels(listed, level, name):
+    """The levels from `level` on whose folders of that name are merged, as far as no whiteout is in between."""
+    found = []
+    for index in range(level, len(listed)):
+        if name in listed[index]:
+            found.append(index)
+        if _WHITEOUT + name in listed[index]:
+            break
+    return found
 
 
 def _own(function, target, status, **where):

@@ -183,8 +183,8 @@ def fork(flags):
     """clone(flags), also from a process with threads: 0 in the child, the pid of a child of this process."""
     import sys
 
-    threading = sys.modules.get("threading")
-    if threading is None or threading.active_count() == 1:
+    # The kernel's count: a thread that Python counts no more may still be ending, with the C library's locks held.
+    if "threading" not in sys.modules or _is_alone():
         return linux.clone(flags)
     source, target = os.pipe()
     between = os.fork()
@@ -206,6 +206,14 @@ def fork(flags):
     if pid < 0:
         raise OSError(-pid, f"clone({flags:#x}): {os.strerror(-pid)}")
     return pid
+
+
+def _is_alone():
+    """Whether this process has one thread."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
 
 
 def _child(mapped_, ready, ids, main, keep, attached):
