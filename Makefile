@@ -18,8 +18,9 @@ lint: ## what can be said without running anything
 unit: ## libraries and services, on loopback
 	@$(RUN) pytest -n 4 --dist loadfile tests/unit
 
-conformance: ## credentials before foreign verifiers, and attacks
-	@$(RUN) pytest tests/conformance
+conformance: ## credentials before foreign verifiers, containers beside foreign programs, and attacks on both
+	@$(RUN) pytest tests/conformance/x509
+	@$(RUN) pytest -n 3 --dist loadfile tests/conformance/udocker
 
 molecule: ## roles, on hosts that are containers
 	@$(RUN) molecule test --all
