@@ -31,6 +31,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.udocker import (
     unpack,
 )
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error, NotFound
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker.reference import DEFAULT_REGISTRY as DEFAULT
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.store import Store
 from udocker_images import base, busybox, compress, layer, links, many_files, member, oci, owned, stack, whiteouts
 from udocker_people import Person
@@ -132,9 +133,9 @@ def foreign(kind, layout, folder, podman):
     else:
         podman("pull", "--quiet", f"oci:{layout}:busybox:latest")
         name = podman("images", "--quiet").split()[0]
-        podman("tag", name, "docker.io/library/busybox:latest")
+        podman("tag", name, DEFAULT + "/library/busybox:latest")
         form = "oci-archive" if "OCI" in kind else "docker-archive"
-        podman("save", "--quiet", "--format", form, "--output", path, "docker.io/library/busybox:latest")
+        podman("save", "--quiet", "--format", form, "--output", path, DEFAULT + "/library/busybox:latest")
     if "gzip" in kind:
         path = path.with_suffix(".tgz")
         path.write_bytes(gzip.compress((folder / f"{kind.replace(' ', '-')}.tar").read_bytes(), 1))
@@ -152,7 +153,7 @@ def test_what_others_save_is_loaded(store, layout, tmp_path, podman, kind):
     other = Store(str(tmp_path / "other"))
     path = foreign(kind, layout, tmp_path, podman)
     (image,) = archives.load(other, str(path))
-    assert image.name == "docker.io/library/busybox:latest"
+    assert image.name == DEFAULT + "/library/busybox:latest"
     assert [one["diff_id"] for one in image.layers] == [one["diff_id"] for one in own.layers]
     assert merged(other, image, tmp_path / "loaded") == right
     assert images.configuration(other, image)["config"]["Labels"] == {"a": "b"}
@@ -160,14 +161,14 @@ def test_what_others_save_is_loaded(store, layout, tmp_path, podman, kind):
     with open(path if path.is_file() else os.devnull, "rb") as stream:  # also where it cannot be read twice
         if path.is_file():
             (again,) = archives.load(Store(str(tmp_path / "stream")), stream, name="piped:2")
-            assert again.name == "docker.io/library/piped:2"
+            assert again.name == DEFAULT + "/library/piped:2"
     assert os.listdir(other.path("tmp")) == []
 
 
 def test_a_name_can_be_given_and_an_archive_hold_several(store, tmp_path, layout):
     oci(layout, [base(), *stack(2)], name="registry.example.org:5000/group/other:3")
     found = {image.name for image in archives.load(store, layout)}
-    assert found == {"docker.io/library/busybox:latest", "registry.example.org:5000/group/other:3"}
+    assert found == {DEFAULT + "/library/busybox:latest", "registry.example.org:5000/group/other:3"}
     with pytest.raises(Error, match="holds 2 images: they cannot all be named mine"):
         archives.load(store, layout, name="mine")
     archives.save(store, sorted(found), str(tmp_path / "two.tar"))
@@ -235,11 +236,11 @@ def test_saving_does_not_leave_half_a_file(store, layout, tmp_path):
 
 
 CHANGES = {
-    "files": "echo x >> /etc/passwd; rm /etc/group; echo 1 > /new; mkdir /home/d; echo 1 > /home/d/f; rm /bin/ls",
+    "files": "echo x >> /etc/passwd; rm /etc/group; echo 1 > /new; mkdir /root/d; echo 1 > /root/d/f; rm /bin/ls",
     "folders": "rm -rf /usr; mkdir /srv /opt/more; mkdir -p /var/a/b; rmdir /tmp",
     "again": "rm -rf /usr; mkdir /usr; echo 1 > /usr/q; rm -rf /var; ln -s home /var; rm /bin/ls; mkdir /bin/ls",
     "attributes": "chmod 700 /root; chmod 4755 /bin/busybox; chown 1:1 /etc/passwd; touch -d @1 /etc/os-release",
-    "nothing": "mkdir /home/t; rmdir /home/t",
+    "nothing": "mkdir /root/t; rmdir /root/t",
     "links": "ln /etc/passwd /etc/second; ln -s x /etc/l; rm /links/one; mv /links/two /links/three",
 }  # fmt: skip
 
@@ -279,7 +280,7 @@ def test_a_root_file_system_becomes_an_image(store, tmp_path, form):
             "bzip2": __import__("bz2").compress}[form](content)  # fmt: skip
     (tmp_path / "root.tar").write_bytes(made)
     image = archives.import_(store, str(tmp_path / "root.tar"), "mine:1", "linux/arm64", {"Cmd": ["x"]}, "by hand")
-    assert (image.name, image.platform) == ("docker.io/library/mine:1", "linux/arm64")
+    assert (image.name, image.platform) == (DEFAULT + "/library/mine:1", "linux/arm64")
     assert images.configuration(store, image)["config"] == {"Cmd": ["x"]}
     assert images.history(store, image)[0]["comment"] == "by hand"
     assert images.verify(store, image) == []
@@ -420,7 +421,7 @@ def test_images_and_containers_of_udocker_1317(layout, tmp_path):
 
     store = Store(str(folder))
     names = {image.name: image for image in images.listed(store)}
-    assert set(names) == {"docker.io/library/busybox:latest", "registry.example.org/mine:2"}
+    assert set(names) == {DEFAULT + "/library/busybox:latest", "registry.example.org/mine:2"}
     assert images.is_protected(store, "registry.example.org/mine:2")
     image = images.find(store, "busybox")
     assert [one["diff_id"] for one in image.layers] == [one["diff_id"] for one in before.images()[0].layers]

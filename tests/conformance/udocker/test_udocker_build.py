@@ -11,9 +11,12 @@ import http.server
 import io
 import json
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
 import tarfile
+import tempfile
 import threading
 import time
 
@@ -128,9 +131,9 @@ def clean(name):
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory):
+def podman():
     """build(context, *options) -> (configuration, tree), by podman, of images on busybox."""
-    folder = tmp_path_factory.mktemp("podman")
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="podman-"))  # it takes no long paths
     program = ["podman", "--root", folder / "root", "--runroot", folder / "run", "--tmpdir", folder / "tmp"]
     base = image()
 
@@ -151,6 +154,7 @@ def podman(tmp_path_factory):
     yield build
     subprocess.run([*program, "rmi", "-a", "-f"], capture_output=True, timeout=120)
     subprocess.run([*program, "system", "reset", "-f"], capture_output=True, timeout=120)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 SAME = """\
