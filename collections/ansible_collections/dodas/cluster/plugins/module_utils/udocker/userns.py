@@ -195,10 +195,12 @@ def fork(flags):
             if not pid:
                 os.close(target)
                 return 0
-            os.write(target, b"%d" % pid)
         except OSError as exc:
-            os.write(target, b"-%d" % exc.errno)
-        os._exit(0)
+            pid = -exc.errno
+        try:
+            os.write(target, b"%d" % pid)
+        finally:
+            os._exit(0)  # also when the parent was killed: this process is not to go on in its place
     os.close(target)
     pid = int(os.read(source, 32) or b"-1")
     os.close(source)
