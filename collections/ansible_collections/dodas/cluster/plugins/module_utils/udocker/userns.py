@@ -60,6 +60,10 @@ def call(function, *args, strict=False, keep=None):
     Where no user namespace can be had it runs right here (strict: raises Denied). Result and exception are pickled.
     keep: the descriptors that it needs; all for None, which threads that wait for the end of a pipe do not bear.
     """
+    # What another thread is just importing, the child would wait for without end.
+    import gc  # noqa: F401
+    import pickle  # noqa: F401
+
     source, target = os.pipe()
 
     def child():
