@@ -38,13 +38,32 @@ class User:
         self.dodas("images", "list", "--yes", timeout=300)  # makes its environment
 
     def dodas(self, *arguments, status=0, timeout=400):
-        """Run the command line; what it printed. `status`: how it must end."""
+        """Run the command line; what it printed. `status`: how it must end, None for however."""
         done = self.person.run([self.project / "dodas", *arguments], env=self.environment, timeout=timeout)
-        assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert status in (None, done.returncode), f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
+
+    def up(self):
+        """Bring up the default cluster, a small one."""
+        small = {"worker_memory_mb": 512, "worker_scratch_mb": 100, "squid_cache_mb": 128}
+        inputs = [word for name, value in small.items() for word in ("-p", f"{name}={value}")]
+        return self.dodas("up", "--yes", *inputs)
+
+    def left(self, before):
+        """What is there of a cluster that is gone; `before`: files that were there before it."""
+        home = self.person.home
+        kept = {str(home / path) for path in (".local", ".local/share", ".local/share/dodas", ".config",
+                                              ".local/share/dodas/deployments")}  # fmt: skip
+        found = {"processes": self.person.processes(), "listeners": self.listeners(), "crontab": self.crontab(),
+                 "files": self.files() - before - kept}  # fmt: skip
+        return {what: one for what, one in found.items() if one}
 
     def json(self, *arguments, **more):
         return json.loads(self.dodas(*arguments, "--json", **more).stdout)
+
+    def is_complete(self):
+        """Whether every probe holds and every app is healthy now."""
+        return self.json("status", status=None)["complete"]
 
     def run(self, host, command):
         """What a shell command printed on a host."""

@@ -128,12 +128,8 @@ class Person:
                     found[int(pid)] = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         return {pid: line for pid, line in found.items() if line or _alive(pid)}
 
-    def remove(self):
-        """End its processes; remove its files, also those of its further ids, and the user."""
-        for process in self._started:  # some may not be this user yet
-            if process.poll() is None:
-                process.kill()
-            process.wait(_DEADLINE)
+    def kill(self):
+        """End its processes, at once."""
         deadline = time.monotonic() + _DEADLINE
         while running := self.processes():
             for pid in running:
@@ -142,6 +138,14 @@ class Person:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes of {self.name} do not end: {running}")
             time.sleep(0.01)
+
+    def remove(self):
+        """End its processes; remove its files, also those of its further ids, and the user."""
+        for process in self._started:  # some may not be this user yet
+            if process.poll() is None:
+                process.kill()
+            process.wait(_DEADLINE)
+        self.kill()
         for folder in map(pathlib.Path, SCRATCH):
             for path in folder.iterdir() if folder.is_dir() else ():
                 with contextlib.suppress(FileNotFoundError):

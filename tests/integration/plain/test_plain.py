@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole cluster as one plain user: `./dodas up` on a machine without root and podman, from images to nothing.
 
-Once for a user with further ids (/etc/subuid), once for one without. Tests build on each other.
+Tests build on each other.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ FOUND = {}
 
 def test_up_says_what_is_missing_and_makes_the_cluster(user):
     FOUND["before"] = user.files()
-    done = user.dodas(
-        "up", "--yes", "-p", "worker_memory_mb=512", "-p", "worker_scratch_mb=100", "-p", "squid_cache_mb=128"
-    )
+    done = user.up()
     assert "root is missing: everything runs as one plain user with engine udocker" in done.stderr
     assert "conditions: building" in done.stdout and "complete: tier3" in done.stdout
     found = user.json("status")
@@ -70,8 +68,20 @@ def test_app_that_dies_comes_back(user):
     before = user.run("front-1", "supervisorctl pid dodas-squid")
     user.run("front-1", "udocker kill dodas-squid || udocker exec dodas-squid sh -c 'kill -9 -1'")
     wait_for(lambda: user.run("front-1", "supervisorctl pid dodas-squid") not in ("0\n", before), 20, "squid starts")
-    wait_for(lambda: user.json("check", "--timeout", "60")["complete"], 60, "the cluster is whole")
+    wait_for(user.is_complete, 60, "the cluster is whole")
     assert "dodas.renew" in user.dodas("logs", "worker").stdout
+
+
+def test_cluster_comes_back_after_a_reboot(user):
+    """All processes are killed at once, and what cron starts with the machine is started."""
+    lines = [line for line in user.crontab().splitlines() if line.startswith("@reboot ")]
+    assert len(lines) == len(user.json("status")["hosts"]) == 2 and user.json("status")["unkept"] == []
+    user.person.kill()
+    assert not user.is_complete()
+    for line in lines:
+        done = user.person.run(["/bin/sh", "-c", line.removeprefix("@reboot ")], env={"PATH": "/usr/bin:/bin"})
+        assert done.returncode == 0, done.stderr
+    wait_for(user.is_complete, 120, "the cluster is whole")
 
 
 def test_doctor_finds_nothing(user):
@@ -85,10 +95,4 @@ def test_engine_of_a_deployment_stays(user):
 
 def test_down_leaves_nothing(user):
     user.dodas("down")
-    assert user.person.processes() == {}
-    assert user.listeners() == set()
-    assert user.crontab() == ""
-    left = user.files() - FOUND["before"]
-    home = str(user.person.home)
-    assert left <= {f"{home}/.local", f"{home}/.local/share", f"{home}/.local/share/dodas",
-                    f"{home}/.local/share/dodas/deployments", f"{home}/.config"}  # fmt: skip
+    assert user.left(FOUND["before"]) == {}
