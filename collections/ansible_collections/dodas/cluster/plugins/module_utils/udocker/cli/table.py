@@ -184,8 +184,8 @@ COMMANDS = {
         ),
         "An image gives a new container; a container runs again as it is, with what it has written. Options come "
         "before the image or container; what follows belongs to the command, and its exit status is udocker's: "
-        "125 tells that it was not started, 126 that it cannot be executed, 127 that there is no such program, "
-        "128+N that signal N ended it.",
+        "1 (docker: 125) tells that it was not started, 126 that it cannot be executed, 127 that there is no such "
+        "program, 128+N that signal N ended it.",
     ),
     "exec": (
         "run", "CONTAINER COMMAND...", "Run a command in a container that is running", "run.execute",
