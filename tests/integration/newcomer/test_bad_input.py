@@ -80,7 +80,7 @@ def test_no_podman(refused):
 def test_no_root(refused):
     user = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
     cache = os.environ.get("DODAS_CACHE", "/var/cache/dodas")  # root's
-    error = refused(prefix=[*hidden("sudo"), *user], DODAS_CACHE=cache)
+    error = refused("--engine=podman", prefix=[*hidden("sudo"), *user], DODAS_CACHE=cache)
     assert "needs root: become root, or install sudo" in error
 
 
