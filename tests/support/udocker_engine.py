@@ -67,7 +67,7 @@ class Player:
     """A Person with the library and a layer of busybox in its home."""
 
     def __init__(self, subids=True):
-        self.person = Person("eng", subids)
+        self.person = Person("ann", subids)
         try:
             self.home = self.person.home
             self.person.give(LIBRARY, "udocker")
