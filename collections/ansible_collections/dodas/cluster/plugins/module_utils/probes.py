@@ -47,7 +47,8 @@ def attempt(probe, timeout=SLOWEST):
     except subprocess.TimeoutExpired:
         return False, f"{probe['command'][0]}: no answer in {timeout:.0f} s"
     except (OSError, http.client.HTTPException) as exc:
-        return False, f"{probe['url']}: {exc}" if probe.get("url") else str(exc)
+        through = probe.get("proxy") or probe.get("url")
+        return False, f"cannot reach {through}: {getattr(exc, 'strerror', '') or exc}" if through else str(exc)
     except re.error as exc:
         return False, f"expect is no regular expression: {exc}"
     if status != 0:
