@@ -110,7 +110,7 @@ def test_a_url_that_nobody_answers_is_named(web):
     web.close()
     (found,) = probes.run([url(web)], 0)
     assert not found["ok"]
-    assert found["output"] == f"http://web.service.consul:{web.port}/health: [Errno 111] Connection refused"
+    assert found["output"] == f"cannot reach http://web.service.consul:{web.port}/health: Connection refused"
 
 
 def test_a_program_below_the_home_is_found(tmp_path, monkeypatch):
