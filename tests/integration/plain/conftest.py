@@ -27,7 +27,10 @@ def images(tmp_path_factory):
     every = catalogue.catalogue(ROOT / "containers", ROOT)
     wanted = [*catalogue.with_parents(every, SERVICES), every["base"]]
     build.build(podman, wanted, ROOT)
-    return build.archive(podman, list({one.name: one for one in wanted}.values()), CACHE)[0]
+    archive = build.archive(podman, list({one.name: one for one in wanted}.values()), CACHE)[0]
+    for old in set(CACHE.glob("*.tar")) - {Path(archive)}:  # of images that are not made any more
+        old.unlink()
+    return archive
 
 
 @pytest.fixture(scope="module")
