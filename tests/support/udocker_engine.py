@@ -32,31 +32,25 @@ def spec(directory, *argv, **more):
     more.setdefault("env", {"PATH": "/bin"})
     return Spec(directory, more.pop("layers", layers), list(argv), **more)
 
-def run(engine, directory, *argv, **more):
+def said(start, *arguments):
+    # [exit code, output] of what start(*arguments, stdio) starts, or [status, message] of why it does not
     source, target = os.pipe()
     try:
-        running = engine.start(spec(directory, *argv, **more), (0, target, target))
+        running = start(*arguments, (0, target, target))
     except errors.Error as exc:
-        os.close(target)
         os.close(source)
         return [exc.status, str(exc)]
-    os.close(target)
+    finally:
+        os.close(target)
     with open(source, "rb") as stream:
         output = stream.read().decode()
     return [running.wait(), output.strip()]
 
+def run(engine, directory, *argv, **more):
+    return said(engine.start, spec(directory, *argv, **more))
+
 def enter(engine, running, directory, *argv, **more):
-    source, target = os.pipe()
-    try:
-        entered = engine.enter(running.as_dict(), spec(directory, *argv, **more), (0, target, target))
-    except errors.Error as exc:
-        os.close(target)
-        os.close(source)
-        return [exc.status, str(exc)]
-    os.close(target)
-    with open(source, "rb") as stream:
-        output = stream.read().decode()
-    return [entered.wait(), output.strip()]
+    return said(engine.enter, running.as_dict(), spec(directory, *argv, **more))
 
 def tell(value):
     print(json.dumps(value), flush=True)

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker import records
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker import store as library
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error, NotFound
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.store import Image, Store
 
@@ -125,6 +126,17 @@ def test_a_lock_is_waited_for(store):
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(1)
     assert other.communicate(timeout=30)[0] == "mine\n"
+
+
+def test_who_holds_a_lock_for_too_long_is_told(store, monkeypatch):
+    monkeypatch.setattr(library, "PATIENCE", 0.1)
+    with store.lock("image a"):
+        with pytest.raises(Error, match=r"held the lock .*image%20a for 0 s: .* try again"), store.lock("image a"):
+            pass
+        with pytest.raises(Error, match="held the lock"), store.lock("image a", shared=True):
+            pass
+    with store.lock("image a"):
+        pass
 
 
 def test_start_up_imports_nothing_that_is_slow():

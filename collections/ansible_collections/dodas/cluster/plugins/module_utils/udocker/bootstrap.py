@@ -46,7 +46,8 @@ def bootstrap(store, names, suite, packages=(), sources=None, exclude=(), progre
         "history": [{"created": now, "created_by": f"debian {suite}"}],
     }  # fmt: skip
     content = json.dumps(config, separators=(",", ":")).encode()
-    return [images.keep(store, reference.parse(name).name, content, [layer]) for name in names][0]  # noqa: RUF015
+    first, *_others = [images.keep(store, reference.parse(name).name, content, [layer]) for name in names]
+    return first
 
 
 def debian_sources(suite):

@@ -21,6 +21,7 @@ from . import records
 from .errors import Error, NotFound
 
 CHUNK = 1 << 20
+PATIENCE = 3600.0  # seconds that another process may hold a lock: as long as a large pull may take
 
 
 def default_root():
@@ -204,10 +205,26 @@ class _Lock:
         os.makedirs(self.folder, exist_ok=True)
         self.holder = os.open(os.path.join(self.folder, self.name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self.holder, fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX)
+            self._wait(fcntl, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BaseException:
             os.close(self.holder)
             raise
+
+    def _wait(self, fcntl, how):
+        import time
+
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return fcntl.flock(self.holder, how)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    path = os.path.join(self.folder, self.name)
+                    raise Error(
+                        f"another process has held the lock {path} for {PATIENCE:.0f} s: "
+                        f"`fuser {path}` names it; end it, or try again"
+                    ) from None
+                time.sleep(0.05)
 
     def __exit__(self, *_exception):
         os.close(self.holder)
