@@ -27,6 +27,19 @@ def launch(container, make_spec, options, holder, client=None, ports=None):
     is written; client: a socket's descriptor whose other end is attached from the beginning.
     Raises Error with the status of the failure (125, 126, 127).
     """
+    detach(
+        f"container {container.name}",
+        lambda writer: _become(container, make_spec, options, writer, holder, client, ports),
+    )
+
+
+def detach(what, work):
+    """Have work(writer) done in a session of its own; returns when it has written "started" to that descriptor.
+
+    what: names it in errors. Raises Error of "STATUS MESSAGE" where it writes that instead, or nothing in time.
+    """
+    import select
+
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -35,24 +48,18 @@ def launch(container, make_spec, options, holder, client=None, ports=None):
             os.setsid()
             if os.fork():
                 os._exit(0)
-            _become(container, make_spec, options, writer, holder, client, ports)
+            work(writer)
         finally:
             os._exit(1)
     os.close(writer)
     os.waitpid(pid, 0)
     with open(reader, "rb") as source:
-        answer = _answer(container, source)
+        if not select.select([source], [], [], ANSWER)[0]:
+            raise Error(f"{what}: the command was not executed within {ANSWER:g} s", 125)
+        answer = source.read()
     if answer != b"started":
         status, _space, message = answer.decode("utf-8", "surrogateescape").partition(" ")
-        raise Error(message or f"the monitor of {container.name} ended", int(status or 125))
-
-
-def _answer(container, source):
-    import select
-
-    if not select.select([source], [], [], ANSWER)[0]:
-        raise Error(f"container {container.name}: the command was not executed within {ANSWER:g} s", 125)
-    return source.read()
+        raise Error(message or f"{what}: what should have started the command ended", int(status or 125))
 
 
 def _become(container, make_spec, options, writer, holder, client, ports):

@@ -427,34 +427,22 @@ def _execute_on_terminal(engine, where, spec, options):
 
 def _execute_detached(engine, where, spec):
     """A child of its own session waits for the command; this returns as soon as that was executed."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
+    from . import monitor
+
+    def work(writer):
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
         try:
-            os.close(reader)
-            os.setsid()
-            if os.fork():
-                os._exit(0)
-            null = os.open(os.devnull, os.O_RDWR)
-            for descriptor in (0, 1, 2):
-                os.dup2(null, descriptor)
-            try:
-                running = engine.enter(where, spec, (0, 1, 2))
-            except Error as exc:
-                os.write(writer, f"{exc.status} {exc}".encode("utf-8", "surrogateescape"))
-                return None
-            os.write(writer, b"started")
-            os.close(writer)
-            running.wait()
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(pid, 0)
-    with open(reader, "rb") as source:
-        answer = source.read()
-    if answer != b"started":
-        status, _space, message = answer.decode("utf-8", "surrogateescape").partition(" ")
-        raise Error(message or "the command was not executed", int(status or 125))
+            running = engine.enter(where, spec, (0, 1, 2))
+        except Error as exc:
+            os.write(writer, f"{exc.status} {exc}".encode("utf-8", "surrogateescape"))
+            return
+        os.write(writer, b"started")
+        os.close(writer)
+        running.wait()
+
+    monitor.detach(spec.argv[0], work)
     return 0
 
 
