@@ -2,7 +2,7 @@
 """Names of images: what they stand for, and why some are none."""
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker.errors import Error
@@ -143,6 +143,8 @@ def test_full_and_familiar_names_stand_for_the_same(host, path, tag, digest):
 
 @unhurried
 @given(st.text(max_size=60))
+@example("0 0")
+@example("a\n\nb")
 def test_any_text_is_a_name_or_refused(text):
     """And a name that is taken has nothing that leads elsewhere as a path or a URL."""
     try:

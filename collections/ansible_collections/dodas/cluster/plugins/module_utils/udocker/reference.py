@@ -156,10 +156,10 @@ def _check_repository(repository, text):
     for part in repository.split("/"):
         if not part:
             raise _wrong(text, "there is nothing between two slashes, or at an end")
-        between = "".join(" " if char in _LOWER else char for char in part)
+        between = "".join("/" if char in _LOWER else char for char in part)
         if part[0] not in _LOWER or part[-1] not in _LOWER:
             raise _wrong(text, f"{part!r} does not begin and end with a letter or digit")
-        for separator in between.split():
+        for separator in filter(None, between.split("/")):
             if separator not in (".", "_", "__") and separator.strip("-"):
                 raise _wrong(text, f"{separator!r} in {part!r} is not allowed: one of . _ __ - separates")
     if len(repository) == 64 and _HEX.issuperset(repository):
