@@ -187,8 +187,9 @@ class Machines:
 
     def _start(self, machine):
         name = machine.name
-        image = f"localhost/existing-{machine.suite}"
-        self.podman("import", "--quiet", "--change", 'CMD ["/sbin/init"]', self._root(machine), image)
+        root = self._root(machine)
+        image = f"localhost/existing-{root.stem}"  # two machines of one suite have roots of their own
+        self.podman("import", "--quiet", "--change", 'CMD ["/sbin/init"]', root, image)
         keys = self.folder / "keys" / name
         keys.mkdir(parents=True)
         _keygen(keys / "ssh_host_ed25519_key")

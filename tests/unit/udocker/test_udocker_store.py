@@ -105,6 +105,20 @@ def test_a_temporary_folder_goes_and_what_was_renamed_stays(store):
     assert os.listdir(store.path("tmp")) == []
 
 
+def test_a_folder_that_went_before_it_was_held_is_made_again(tmp_path):
+    made = []
+
+    def make():
+        made.append(tmp_path / str(len(made)))
+        if len(made) > 2:
+            made[-1].mkdir()
+        return str(made[-1])
+
+    path, holder = library.held(make)
+    assert path == str(made[2])
+    os.close(holder)
+
+
 def test_the_first_of_two_that_unpack_the_same_layer_wins(store):
     for content in ("first", "second"):
         with store.temporary() as folder:

@@ -20,6 +20,7 @@ import os
 
 from . import records
 from .errors import Error, NotFound
+from .store import held, same_file
 
 # What `create` and `run` take, by the long names of the options, with what holds when nothing is said.
 # Lists hold what was given, as text in the syntax of the command line ("8080:80", "/host:/inside:ro", "NAME=value").
@@ -461,17 +462,17 @@ def _write_description(folder, record, configuration):
 
 
 class _half_made:
-    """A folder in tmp/ for a container that is being made; held, so that `prune` leaves it alone."""
+    """A folder in tmp/ for a container that is being made."""
 
     def __init__(self, store, identifier):
         self.folder = store.path("tmp", f"container-{identifier}")
 
     def __enter__(self):
-        import fcntl
+        _folder, self.holder = held(self._make)
+        return self.folder
 
+    def _make(self):
         os.makedirs(self.folder, 0o700)
-        self.holder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self.holder, fcntl.LOCK_EX)
         return self.folder
 
     def __exit__(self, kind, *_exception):
@@ -566,23 +567,27 @@ def engines_store(folder):
     return Store(os.path.dirname(os.path.dirname(folder)))
 
 
-def prune(store, older_than=0.0):
-    """Remove the containers that do not run and are not protected, and what killed commands left; returns their ids."""
+def prune(store, wanted=lambda _container: True, failed=lambda _error: None):
+    """Remove the containers that do not run and are not protected, and what killed commands left; returns their ids.
+
+    wanted(container) says whether one is meant; failed(error) is told of one that stays, as when somebody started it.
+    """
     removed = []
-    now = _now()
     for container in listed(store):
-        if not container.protected and not container.is_running() and now - container.record["created"] >= older_than:
-            try:
-                remove(container)
-            except Error:  # somebody started it, or was faster
-                continue
-            removed.append(container.id)
+        if container.protected or container.is_running() or not wanted(container):
+            continue
+        try:
+            remove(container)
+        except Error as exc:
+            failed(exc)
+            continue
+        removed.append(container.id)
     tidy(store)
     return removed
 
 
 def tidy(store):
-    """Clear away what commands that were killed left behind: half-made and half-removed containers, dangling names."""
+    """Clear away what commands that were killed left behind: folders that nobody works in, dangling names."""
     import fcntl
 
     try:
@@ -590,19 +595,18 @@ def tidy(store):
     except FileNotFoundError:
         left = []
     for name in left:
-        if name.startswith(("container-", "removed-")):
-            folder = store.path("tmp", name)
-            try:
-                holder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _delete_tree(folder)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(holder)
+        folder = store.path("tmp", name)
+        try:
+            holder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # a download that goes on where it ended: `prune` takes it when it is old
+        try:
+            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _delete_tree(folder)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(holder)
     for identifier, linked in names(store).items():
         if not os.path.isdir(store.container(identifier)):
             for name in linked:
@@ -651,7 +655,7 @@ def _acquire(container, what, deadline):
             continue
         try:
             fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _same_file(holder, path):
+            if same_file(holder, path):
                 os.ftruncate(holder, 0)
                 os.pwrite(holder, f"{what} (process {os.getpid()})".encode(), 0)
                 return holder
@@ -675,13 +679,6 @@ def forget_lock(container):
 
 def _lock_path(container):
     return container.store.path("locks", f"container-{container.id}")
-
-
-def _same_file(descriptor, path):
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 # A tree of its own

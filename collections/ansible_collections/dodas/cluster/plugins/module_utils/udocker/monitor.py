@@ -64,12 +64,14 @@ def detach(what, work):
 
 def _become(container, make_spec, options, writer, holder, client, ports):
     """The monitor's life."""
+    import _signal
     import traceback
 
     from . import linux
 
     monitor = None
     try:
+        _signal.set_wakeup_fd(-1)  # its starter's, who may be attached
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)

@@ -262,16 +262,18 @@ def _attended(container, argv, options, note):
 
     ours, theirs = socket.socketpair()
     options["log_driver"] = options["log_driver"] or "none"
-    background(container, argv, options, note, client=theirs.fileno())
-    theirs.close()
-    code = terminal.attach(
-        ours.fileno(),
-        options["tty"],
-        stdin=bool(options["interactive"]),
-        sig_proxy=options["sig_proxy"],
-        detach_keys=options["detach_keys"],
-        streams=[one.lower() for one in options["attach"]] or ("stdout", "stderr"),
-    )
+    with terminal.handed_on(options["tty"], options["sig_proxy"]) as signals:
+        background(container, argv, options, note, client=theirs.fileno())
+        theirs.close()
+        code = terminal.attach(
+            ours.fileno(),
+            signals,
+            options["tty"],
+            stdin=bool(options["interactive"]),
+            sig_proxy=options["sig_proxy"],
+            detach_keys=options["detach_keys"],
+            streams=[one.lower() for one in options["attach"]] or ("stdout", "stderr"),
+        )
     ours.close()
     return 0 if code is None else code
 
@@ -603,8 +605,8 @@ def wait(container):
         return code
     from . import terminal
 
-    with connection:
-        code = terminal.attach(connection.fileno(), False, stdin=False, sig_proxy=False, streams=())
+    with connection, terminal.handed_on(False, sig_proxy=False) as signals:
+        code = terminal.attach(connection.fileno(), signals, False, stdin=False, sig_proxy=False, streams=())
     return container.state().get("code", code) if os.path.isdir(container.directory) else code
 
 
@@ -648,9 +650,10 @@ def attach_to(container, stdin=True, sig_proxy=True, detach_keys=""):
     connection = _connect(container)
     if connection is None:
         raise Error(f"container {container.name} runs in the foreground of another command: use exec")
-    with connection:
+    tty = bool(state.get("tty"))
+    with connection, terminal.handed_on(tty, sig_proxy) as signals:
         code = terminal.attach(
-            connection.fileno(), bool(state.get("tty")), stdin=stdin and bool(state.get("stdin")), sig_proxy=sig_proxy,
+            connection.fileno(), signals, tty, stdin=stdin and bool(state.get("stdin")), sig_proxy=sig_proxy,
             detach_keys=detach_keys,
         )  # fmt: skip
     return 0 if code is None else code

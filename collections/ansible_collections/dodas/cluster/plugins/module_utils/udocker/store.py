@@ -178,14 +178,10 @@ class _Temporary:
         self.parent = parent
 
     def __enter__(self):
-        import fcntl
         import tempfile
 
         os.makedirs(self.parent, exist_ok=True)
-        self.path = tempfile.mkdtemp(dir=self.parent)
-        # Held while somebody works here; `prune` removes what nobody holds.
-        self.holder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self.holder, fcntl.LOCK_EX)
+        self.path, self.holder = held(lambda: tempfile.mkdtemp(dir=self.parent))
         return self.path
 
     def __exit__(self, *_exception):
@@ -193,6 +189,30 @@ class _Temporary:
 
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self.holder)
+
+
+def held(make):
+    """(Path, descriptor that holds it) of the new folder that make() gives: `prune` removes what nobody holds."""
+    import fcntl
+
+    while True:
+        path = make()
+        try:
+            holder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # removed before it was held
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        if same_file(holder, path):
+            return path, holder
+        os.close(holder)
+
+
+def same_file(descriptor, path):
+    """Whether what is open is what has that name now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 class _Lock:

@@ -214,9 +214,17 @@ class Watch:
             return []
 
 
-def attach(connection, tty, stdin=True, sig_proxy=True, detach_keys="", streams=("stdout", "stderr")):
+def handed_on(tty, sig_proxy=True):
+    """The Watch for attach(): over the signals that a container gets instead of the one who is attached."""
+    if not sig_proxy and not tty:
+        return Watch(())
+    return Watch(("SIGWINCH", *FORWARDED))
+
+
+def attach(connection, signals, tty, stdin=True, sig_proxy=True, detach_keys="", streams=("stdout", "stderr")):
     """Be a person's end of a container whose monitor is at the other end of socket descriptor `connection`.
 
+    signals: what handed_on() gives, in a `with` since before the container was started: those that came early wait
     Returns the exit code; None when the person detached. 137 when the monitor was killed.
     """
     import select
@@ -229,9 +237,6 @@ def attach(connection, tty, stdin=True, sig_proxy=True, detach_keys="", streams=
     waiting = bytearray()
     frames = Frames()
     poll = select.poll()
-    names = ("SIGWINCH", *FORWARDED) if sig_proxy or tty else ("SIGWINCH",)
-    if not sig_proxy and not tty:
-        names = ()
 
     def resize():
         size = window(1) or window(0)
@@ -249,7 +254,7 @@ def attach(connection, tty, stdin=True, sig_proxy=True, detach_keys="", streams=
                 return b""
             raise
 
-    with Raw(0) if terminal else _Nothing(), Watch(names) as signals:
+    with Raw(0) if terminal else _Nothing():
         if tty:
             resize()
         while True:

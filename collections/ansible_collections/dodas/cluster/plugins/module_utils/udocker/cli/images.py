@@ -649,18 +649,11 @@ def _prune_containers(session, options):
     from .containers import passes
 
     filters = [text.partition("=")[::2] for text in options.filter]
-    removed = []
-    for container in containers.listed(session.store):
-        if container.is_running() or container.protected:
-            continue
-        if not all(passes(session, container, key, [value]) for key, value in filters if key != "until"):
-            continue
-        try:
-            containers.remove(container)
-            removed.append(container.id)
-        except Error as exc:
-            session.warn(str(exc))
-    return removed
+
+    def wanted(container):
+        return all(passes(session, container, key, [value]) for key, value in filters if key != "until")
+
+    return containers.prune(session.store, wanted, lambda error: session.warn(str(error)))
 
 
 def df(session, options):
