@@ -177,7 +177,7 @@ def is_alive(keeper):
 
 def _boot():
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as source:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as source:  # loaded already, unlike ascii
             return source.read().strip()
     except OSError:
         return ""
