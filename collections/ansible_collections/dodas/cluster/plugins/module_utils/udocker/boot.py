@@ -102,6 +102,9 @@ def start(program, facts):
     facts: "tag" of the Python that made it and "digest" of the sources; (offset, size) of the "compiled" modules, of
     the "archive" with their sources, and of an index of each.
     """
+    import gc
+
+    gc.set_threshold(20_000)  # a command has ended before there is anything worth collecting
     native = facts["tag"] == tag()
     with open(program, "rb") as source:
         offset, size = facts["compiled index" if native else "index"]

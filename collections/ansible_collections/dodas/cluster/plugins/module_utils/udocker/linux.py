@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """System calls that Python 3.8 does not offer, through the C library. Each raises OSError that says what was tried."""
 
-import ctypes
+import _ctypes  # ctypes itself makes dozens of classes first, at each start of a container
 import os
+import sys
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -29,16 +30,47 @@ _NUMBERS = {
 }
 _COLUMN = {"x86_64": 0, "ppc64le": 2, "s390x": 3}.get(os.uname().machine, 1)
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-# Keeps the interpreter's lock while it calls: a child that appears within the call goes on in Python at once.
-_held = ctypes.PyDLL(None, use_errno=True)
-_held.syscall.restype = ctypes.c_long
+
+class _Int(_ctypes._SimpleCData):
+    _type_ = "i"
+
+
+class _Long(_ctypes._SimpleCData):
+    _type_ = "l"
+
+
+class _Function(_ctypes.CFuncPtr):
+    """A function of the C library that returns an int."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+
+
+class _LongFunction(_ctypes.CFuncPtr):
+    _flags_ = _Function._flags_
+    _restype_ = _Long
+
+
+class _HeldFunction(_ctypes.CFuncPtr):
+    """It keeps the interpreter's lock: a child that appears within the call goes on in Python at once."""
+
+    _flags_ = _Function._flags_ | _ctypes.FUNCFLAG_PYTHONAPI
+    _restype_ = _Long
+
+
+_library = _ctypes.dlopen(None, os.RTLD_NOW)
+
+
+def _function(name, kind=_Function):
+    return kind(_ctypes.dlsym(_library, name))
+
+
+_syscall = _function("syscall", _LongFunction)
 
 
 def _check(result, what):
     if result < 0:
-        number = ctypes.get_errno()
+        number = _ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
     return result
 
@@ -47,17 +79,17 @@ def _path(path):
     return None if path is None else os.fsencode(path)
 
 
-def _system(name, *arguments, library=_libc):
-    values = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
-    return library.syscall(ctypes.c_long(_NUMBERS[name][_COLUMN]), *values)
+def _system(name, *arguments, function=_syscall):
+    values = [_Long(one) if isinstance(one, int) else one for one in arguments]
+    return function(_Long(_NUMBERS[name][_COLUMN]), *values)
 
 
 def unshare(flags):
-    _check(_libc.unshare(flags), f"unshare({flags:#x})")
+    _check(_function("unshare")(flags), f"unshare({flags:#x})")
 
 
 def setns(descriptor, kind=0):
-    _check(_libc.setns(descriptor, kind), "setns")
+    _check(_function("setns")(descriptor, kind), "setns")
 
 
 def clone(flags):
@@ -66,19 +98,19 @@ def clone(flags):
     Only where the process has no other thread: what Python and the C library do around a fork is left out.
     """
     first = (0, flags | SIGCHLD) if os.uname().machine == "s390x" else (flags | SIGCHLD, 0)
-    return _check(_system("clone", *first, 0, 0, 0, library=_held), f"clone({flags:#x})")
+    return _check(_system("clone", *first, 0, 0, 0, function=_function("syscall", _HeldFunction)), f"clone({flags:#x})")
 
 
 def mount(source, target, kind=None, flags=0, data=None):
     what = f"mount({kind or source}, {os.fsdecode(target)})"
-    _check(_libc.mount(_path(source), _path(target), _path(kind), ctypes.c_ulong(flags), _path(data)), what)
+    _check(_function("mount")(_path(source), _path(target), _path(kind), _Long(flags), _path(data)), what)
 
 
 def clone_mounts(path):
     """A descriptor of a copy of what is mounted at `path` and below, which is nowhere yet; None before Linux 5.2."""
     clone, close_on_exec = 1, 0o2000000
     result = _system("open_tree", AT_FDCWD, _path(path), clone | close_on_exec | AT_RECURSIVE)
-    if result < 0 and ctypes.get_errno() == 38:  # ENOSYS
+    if result < 0 and _ctypes.get_errno() == 38:  # ENOSYS
         return None
     return _check(result, f"open_tree({path})")
 
@@ -90,7 +122,7 @@ def place_mounts(descriptor, target):
 
 
 def umount(target, flags=0):
-    _check(_libc.umount2(_path(target), flags), f"umount({os.fsdecode(target)})")
+    _check(_function("umount2")(_path(target), flags), f"umount({os.fsdecode(target)})")
 
 
 def pivot_root(new, old):
@@ -99,30 +131,30 @@ def pivot_root(new, old):
 
 def make_read_only(path):
     """A mount and all below it; raises OSError where the kernel is older than 5.12."""
-    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)
-    arguments = AT_FDCWD, _path(path), AT_RECURSIVE, ctypes.byref(attributes), ctypes.c_size_t(32)
+    attributes = b"".join(one.to_bytes(8, sys.byteorder) for one in (MOUNT_ATTR_RDONLY, 0, 0, 0))
+    arguments = AT_FDCWD, _path(path), AT_RECURSIVE, attributes, len(attributes)
     _check(_system("mount_setattr", *arguments), f"mount_setattr({path})")
 
 
 def prctl(option, value=0):
-    return _check(_libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))), f"prctl({option}, {value})")
+    return _check(_function("prctl")(option, *map(_Long, (value, 0, 0, 0))), f"prctl({option}, {value})")
 
 
 def sethostname(name):
     name = os.fsencode(name)
-    _check(_libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
+    _check(_function("sethostname")(name, _Long(len(name))), "sethostname")
 
 
 def ioctl(descriptor, request, argument=0):
     """argument: a number, or bytes that are handed over and not given back."""
-    argument = ctypes.c_long(argument) if isinstance(argument, int) else argument
-    return _check(_libc.ioctl(descriptor, ctypes.c_ulong(request), argument), f"ioctl({request:#x})")
+    argument = _Long(argument) if isinstance(argument, int) else argument
+    return _check(_function("ioctl")(descriptor, _Long(request), argument), f"ioctl({request:#x})")
 
 
 def bring_up_loopback():
     """In a network namespace of its own, which begins with an interface that is down."""
     family, datagram, close_on_exec, set_flags, up_and_running = 2, 2, 0o2000000, 0x8914, 0x41
-    descriptor = _check(_libc.socket(family, datagram | close_on_exec, 0), "socket")
+    descriptor = _check(_function("socket")(family, datagram | close_on_exec, 0), "socket")
     try:
         ioctl(descriptor, set_flags, b"lo".ljust(16, b"\0") + up_and_running.to_bytes(2, "little") + bytes(22))
     finally:
@@ -159,17 +191,18 @@ def pidfd_open(pid):
 
 def exit_status(pidfd):
     """The wait status of a process that has ended, whoever waited for it; None where the kernel is older than 6.15."""
+    import ctypes
+
     info = (ctypes.c_uint64 * 8)(8)  # PIDFD_INFO_EXIT
-    if _libc.ioctl(pidfd, ctypes.c_ulong(0xC040FF0B), info) < 0 or not info[0] & 8:
+    if _function("ioctl")(pidfd, _Long(0xC040FF0B), info) < 0 or not info[0] & 8:
         return None
     return info[7] >> 32
 
 
 def ptrace(request, pid, data=0):
     """data: a number, or what ctypes.byref() gives for what the kernel writes."""
-    _libc.ptrace.restype = ctypes.c_long
-    data = ctypes.c_long(data) if isinstance(data, int) else data
-    _check(_libc.ptrace(ctypes.c_long(request), ctypes.c_long(pid), ctypes.c_long(0), data), f"ptrace({request:#x})")
+    data = _Long(data) if isinstance(data, int) else data
+    _check(_function("ptrace", _LongFunction)(*map(_Long, (request, pid, 0)), data), f"ptrace({request:#x})")
 
 
 def first_child(pid):
@@ -177,6 +210,8 @@ def first_child(pid):
 
     Neither has run any further then, and both go on untraced. (None, None) when `pid` ends without.
     """
+    import ctypes
+
     detach, go_on, event_message, all_children = 17, 7, 0x4201, 0x40000000
     while True:
         _pid, status = os.waitpid(pid, all_children)
@@ -203,6 +238,7 @@ def ptrace_children(pid):
 
 def seccomp(program):
     """Install a filter (bytes of struct sock_filter) for this process and its children."""
+    import ctypes
     import struct
 
     content = ctypes.create_string_buffer(program)

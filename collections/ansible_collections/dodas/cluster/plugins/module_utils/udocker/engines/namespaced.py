@@ -92,9 +92,7 @@ class Namespaced:
             userns.hide()  # until now nobody was here, and `ready` could look at the namespaces
             if not spec.init:
                 process.execute(spec, stdio, report, ids, user)
-            child = os.fork()
-            if not child:
-                process.execute(spec, stdio, report, ids, user)
+            child = process.start(spec, stdio, report, ids, user)
         except BaseException as exc:
             report.fail(exc)
         # What it holds open would keep others from seeing an end of file.

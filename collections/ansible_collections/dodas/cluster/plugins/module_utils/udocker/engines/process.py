@@ -175,17 +175,51 @@ class Report:
             os.close(descriptor)
 
 
+def start(spec, stdio, report, ids, user):
+    """Start the process as a child of this one, which is process 1 of the container; returns its pid.
+
+    Raises Error, or the child tells `report`.
+    """
+    if ids.kind == "subids" and (user.uid, user.gid) == (0, 0) and not (spec.terminal or spec.limits):
+        # Nothing has to be done between fork and exec: this process, which is large, is not copied.
+        try:
+            return _spawn(spec, stdio, report, ids, user)
+        except NotImplementedError:  # by a C library without POSIX_SPAWN_SETSID
+            stdio = (0, 1, 2)
+    child = os.fork()
+    if not child:
+        execute(spec, stdio, report, ids, user)
+    return child
+
+
+def _spawn(spec, stdio, report, ids, user):
+    _take_streams(stdio, report)
+    _go_to(spec.cwd)
+    os.setgroups([one for one in user.groups if ids.has(0, one)] or [0])
+    os.umask(0o022)
+    ignored = [number for number in ALL_SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
+
+    def spawn(path, argv, env):
+        return os.posix_spawn(path, argv, env, setsid=True, setsigmask=[], setsigdef=ignored)
+
+    return _exec(list(spec.argv), {"HOME": user.home, **spec.env}, spec.cwd, spawn)
+
+
+def _take_streams(stdio, report):
+    for number, descriptor in enumerate([os.dup(one) for one in stdio]):
+        os.dup2(descriptor, number)
+    linux.close_from(3, [report.target])
+    os.set_inheritable(report.target, False)
+
+
 def execute(spec, stdio, report, ids, user):
     """Become the process: session, terminal, ids, then exec. In the container, as its root; does not return."""
     try:
         if os.getsid(0) != os.getpid():
             os.setsid()
-        for number, descriptor in enumerate([os.dup(one) for one in stdio]):
-            os.dup2(descriptor, number)
+        _take_streams(stdio, report)
         if spec.terminal:
             linux.ioctl(0, linux.TIOCSCTTY)
-        linux.close_from(3, [report.target])
-        os.set_inheritable(report.target, False)
         _limit(spec.limits)
         _go_to(spec.cwd)
         env = dict(spec.env)
@@ -289,8 +323,11 @@ def _reset_signals():
             signal.signal(number, signal.SIG_DFL)
 
 
-def _exec(argv, env, cwd):
-    """execve as a shell would find it; raises Error in the words that Docker uses."""
+def _exec(argv, env, cwd, execute=os.execve):
+    """execve as a shell would find it; raises Error in the words that Docker uses.
+
+    execute(path, argv, env): what is done instead, whose value is returned
+    """
     if not argv:
         raise Error("no command was given, and the image names none", 125)
     name = argv[0]
@@ -299,7 +336,7 @@ def _exec(argv, env, cwd):
     for folder in folders:
         path = os.path.join(folder or (cwd if "/" not in name else ""), name)
         try:
-            os.execve(path, argv, env)
+            return execute(path, argv, env)
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.ENOTDIR):
                 denied = denied or (path, exc)
