@@ -31,6 +31,10 @@ _NUMBERS = {
 _COLUMN = {"x86_64": 0, "ppc64le": 2, "s390x": 3}.get(os.uname().machine, 1)
 
 
+class _Char(_ctypes._SimpleCData):
+    _type_ = "c"
+
+
 class _Int(_ctypes._SimpleCData):
     _type_ = "i"
 
@@ -238,11 +242,12 @@ def ptrace_children(pid):
 
 def seccomp(program):
     """Install a filter (bytes of struct sock_filter) for this process and its children."""
-    import ctypes
-    import struct
-
-    content = ctypes.create_string_buffer(program)
-    head = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(content)))
+    # Nothing is imported here: it is done in a container, after its root has become this process's.
+    content = (_Char * len(program))()
+    content.raw = program
+    size = 8 if sys.maxsize > 1 << 32 else 4
+    length = (len(program) // 8).to_bytes(2, sys.byteorder).ljust(size, b"\0")
+    head = length + _ctypes.addressof(content).to_bytes(size, sys.byteorder)
     flags = SECCOMP_FILTER_FLAG_SPEC_ALLOW
     if _system("seccomp", SECCOMP_SET_MODE_FILTER, flags, head) < 0:
         _check(_system("seccomp", SECCOMP_SET_MODE_FILTER, 0, head), "seccomp")
