@@ -127,6 +127,19 @@ def test_left_and_attached_to_again(udocker):
     assert udocker.out("wait", "left") == "7"
 
 
+def test_left_while_it_writes(udocker):
+    for number in range(5):
+        name = f"busy{number}"
+        script = "while :; do echo line; done"
+        terminal = Terminal(udocker, "run", f"--name={name}", "-it", "busybox", "sh", "-c", script)
+        terminal.expect("line")
+        terminal.type(b"\x10\x11")
+        assert terminal.end()[0] == 0
+        for _look in range(5):
+            assert name in udocker.docker("ps", "--filter", "status=running").stdout
+        udocker.out("rm", "-f", name)
+
+
 def test_other_keys_leave_it(udocker):
     terminal = shell(udocker, "run", "--name=keys", "-it", "--detach-keys", "ctrl-a,d", "busybox", "sh")
     terminal.type(b"echo \x10\x11x\n")  # no longer special

@@ -209,7 +209,7 @@ class Monitor:
             if not waiting:
                 return
             for descriptor in select.select([], waiting, [])[1]:
-                self.clients[descriptor].flush(self)
+                self.clients[descriptor].flush()
 
     def _again(self, code):
         """Whether its restart policy brings it back."""
@@ -389,7 +389,7 @@ class Monitor:
             self.log.write("stderr" if kind == ERRORS else "stdout", data)
         for client in list(self.clients.values()):
             client.waiting.extend(frame(kind, data))
-            client.flush(self)
+            client.flush()
         return True
 
     def _feed(self):
@@ -474,8 +474,8 @@ class Monitor:
         import select
 
         if events & select.POLLOUT:
-            client.flush(self)
-        if events & ~select.POLLOUT and client.descriptor in self.clients:
+            client.flush()
+        if events & ~select.POLLOUT:
             try:
                 data = os.read(client.descriptor, CHUNK)
             except BlockingIOError:
@@ -524,14 +524,15 @@ class _Client:
         self.waiting = bytearray()
         self.frames = Frames()
 
-    def flush(self, monitor):
+    def flush(self):
         try:
             if self.waiting:
                 del self.waiting[: os.write(self.descriptor, self.waiting[: 4 * CHUNK])]
         except BlockingIOError:
             pass
         except OSError:
-            monitor.detach(self)
+            # It has gone. What it said last is still to be read: that it leaves the container, perhaps.
+            self.waiting.clear()
 
 
 def _clock():
