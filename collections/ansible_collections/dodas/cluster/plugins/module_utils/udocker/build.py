@@ -314,12 +314,18 @@ class _Worker:
 
         from . import linux
 
+        asked = []
+
         def interrupted(*_signal):
-            raise KeyboardInterrupt
+            # Once: a terminal tells this process and its parent, who tells it again, and then it is clearing away.
+            if not asked:
+                asked.append(True)
+                raise KeyboardInterrupt
 
         status = 1
         try:
-            signal.signal(signal.SIGTERM, interrupted)
+            for one in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(one, interrupted)
             linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
             with open(target, "wb", buffering=0) as stream:
 
