@@ -13,6 +13,8 @@ from . import tar, trees, unpack
 from .errors import Error
 
 CHUNK = 1 << 20
+# How a file or a folder cannot be opened that was removed, or became another thing, since it was looked at.
+REPLACED = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # What engines put into a container for as long as it runs: no change of its own.
@@ -187,7 +189,7 @@ class Found:
         self.inode = (status.st_dev, status.st_ino) if status.st_nlink > 1 and not self.is_folder else None
         self.opaque = False
         self.names = ()
-        self.target = os.readlink(name, dir_fd=parent) if self.kind == stat.S_IFLNK else None
+        self.target = _target(parent, name) if self.kind == stat.S_IFLNK else None
         own = os.geteuid()
         if own and self.uid == own:
             self.uid = self.gid = 0  # no user namespace: what is the user's is root's
@@ -310,7 +312,7 @@ class _Walk:
                 try:
                     descriptor = found.open()
                 except OSError as exc:
-                    if exc.errno in (errno.ELOOP, errno.ENOENT, errno.ENXIO):
+                    if exc.errno in REPLACED:
                         raise FileNotFoundError(name) from None  # replaced meanwhile
                     raise
                 try:
@@ -369,6 +371,16 @@ def write_tree(stream, folders, below=()):
     writer.end()
 
 
+def _target(parent, name):
+    """What a link leads to; raises FileNotFoundError when it is none any more."""
+    try:
+        return os.readlink(name, dir_fd=parent)
+    except OSError as exc:
+        if exc.errno == errno.EINVAL:
+            raise FileNotFoundError(name) from None
+        raise
+
+
 class Writer:
     """Writes a tar to a stream."""
 
@@ -401,7 +413,12 @@ class Writer:
                 return
             self.links[found.inode] = name
         if found.is_folder:
-            here = os.open(found.name, FOLDER, dir_fd=found.parent)
+            try:
+                here = os.open(found.name, FOLDER, dir_fd=found.parent)
+            except OSError as exc:
+                if exc.errno in REPLACED:
+                    return  # removed meanwhile, or another thing now
+                raise
             try:
                 self._write(tar.header(name + b"/", b"5", xattrs=_xattrs(here), **facts))
             finally:
@@ -417,8 +434,11 @@ class Writer:
     def _file(self, name, found, facts):
         try:
             source = found.open()
-        except FileNotFoundError:
-            return  # removed meanwhile
+        except OSError as exc:
+            if exc.errno not in REPLACED:
+                raise
+            self.links.pop(found.inode, None)  # removed meanwhile: other names of it are no links to this one
+            return
         try:
             size = os.fstat(source).st_size
             self._write(tar.header(name, b"0", size=size, xattrs=_xattrs(source), **facts))
