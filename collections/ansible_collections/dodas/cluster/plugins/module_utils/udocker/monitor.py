@@ -38,12 +38,14 @@ def detach(what, work):
 
     what: names it in errors. Raises Error of "STATUS MESSAGE" where it writes that instead, or nothing in time.
     """
+    import _signal
     import select
 
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
         try:
+            _signal.set_wakeup_fd(-1)  # its starter's, who may be attached: what comes here is none of theirs
             os.close(reader)
             os.setsid()
             if os.fork():
@@ -64,14 +66,12 @@ def detach(what, work):
 
 def _become(container, make_spec, options, writer, holder, client, ports):
     """The monitor's life."""
-    import _signal
     import traceback
 
     from . import linux
 
     monitor = None
     try:
-        _signal.set_wakeup_fd(-1)  # its starter's, who may be attached
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)

@@ -338,7 +338,7 @@ class _Walk:
         except OSError as exc:
             for descriptor in below:
                 os.close(descriptor)
-            if exc.errno in (errno.ELOOP, errno.ENOTDIR):
+            if exc.errno in REPLACED:
                 raise FileNotFoundError(name) from None
             raise
         return below, found

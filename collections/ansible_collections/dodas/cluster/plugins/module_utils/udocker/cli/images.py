@@ -622,17 +622,17 @@ def prune(session, options):
         answer = input("This removes what nothing uses. Are you sure? [y/N] ")
         if not answer.strip().lower().startswith("y"):
             return
-    removed = []
     if session.docker and not only_images:
         removed = _prune_containers(session, options)
         if removed:
             session.out("Deleted Containers:")
             for identifier in removed:
                 session.out(identifier)
+    else:
+        containers.tidy(session.store)
     if only_containers:
         session.out("\nTotal reclaimed space: 0B")
         return
-    containers.tidy(session.store)
     gone = library.prune(session.store, options.all)
     for name in gone["images"]:
         session.out(("untagged: " if session.docker else "") + name)

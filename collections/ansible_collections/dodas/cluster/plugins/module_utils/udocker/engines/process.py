@@ -195,7 +195,7 @@ def start(spec, stdio, report, ids, user):
 def _spawn(spec, stdio, report, ids, user):
     _take_streams(stdio, report)
     _go_to(spec.cwd)
-    os.setgroups([one for one in user.groups if ids.has(0, one)] or [0])
+    os.setgroups(_groups(user, ids))
     os.umask(0o022)
     ignored = [number for number in ALL_SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
 
@@ -267,7 +267,7 @@ def forget_imports(spec=None, ids=None):
     import sys
 
     if spec and spec.limits:
-        import resource  # noqa: F401
+        import resource  # noqa: F401 - for _limit(), when nothing can be imported any more
     if ids and ids.kind == "one":
         from .. import emulation  # noqa: F401
     sys.meta_path[:] = [one for one in sys.meta_path if getattr(one, "__name__", "") != "PathFinder"]
@@ -312,8 +312,12 @@ def _take(user, ids, env):
         raise Error(
             f"user {user.uid}:{user.gid} is not among the {have} ids that this user may use: see /etc/subuid", 125
         )
-    groups = [one for one in user.groups if ids.has(0, one)]
-    userns.become(ids, user.uid, user.gid, groups or [user.gid])
+    userns.become(ids, user.uid, user.gid, _groups(user, ids))
+
+
+def _groups(user, ids):
+    """Those of the user's groups that are among the ids; never none."""
+    return [one for one in user.groups if ids.has(0, one)] or [user.gid]
 
 
 def _reset_signals():
