@@ -6,6 +6,7 @@ with Program(subids=True) as udocker:
     udocker.out("ps")                 # stdout of a command that must succeed
 """
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -29,10 +30,17 @@ DEADLINE = 60
 SOON = 20
 
 
+def _folder(prefix):
+    """A folder that is there as long as the tests are."""
+    path = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
 @functools.cache
 def program():
     """The one file, made by the Python that tests run it with."""
-    path = Path(tempfile.mkdtemp(prefix="udocker-program-")) / "udocker"
+    path = _folder("udocker-program-") / "udocker"
     subprocess.run([Person.python, LIBRARY / "bundle.py", path], check=True)
     return path
 
@@ -46,7 +54,7 @@ def image():
         udocker_images.member("etc/group", "root:x:0:\nann:x:1000:\nmore:x:1001:ann\n"),
         udocker_images.member("home/ann/", uid=1000, gid=1000),
     )
-    folder = Path(tempfile.mkdtemp(prefix="udocker-image-"))
+    folder = _folder("udocker-image-")
     return udocker_images.busybox(folder, kind="docker", name="busybox:latest", extra=[extra])
 
 

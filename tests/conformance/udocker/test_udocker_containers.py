@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -13,6 +14,7 @@ import time
 
 import pytest
 
+from ansible_collections.dodas.cluster.plugins.module_utils.udocker import bundle
 from udocker_program import Program, Terminal, image, until
 
 
@@ -147,6 +149,38 @@ def test_a_clone_has_what_was_written_and_goes_its_own_way(udocker):
     )
     udocker.out("run", "new", "sh", "-c", "echo two > /file")
     assert udocker.out("run", "old", "cat", "/file") == "one"
+
+
+@pytest.mark.parametrize("engine", ["overlay", "directory"])
+@pytest.mark.parametrize("words", [["run"], ["run", "--rm"]], ids=" ".join)
+def test_a_run_reads_what_the_program_has_in_front_and_nothing_else(udocker, engine, words):
+    """Each line that it prints of a module is one of bundle.FIRST; the container's own imports are among them."""
+    container = udocker.out(f"--engine={engine}", "create", "busybox").split()[-1]
+    udocker.out("run", container, "true")
+    starts = f'import sys;f=open(sys.argv[1],"rb");f.seek({bundle.SHELL});exec(f.read({bundle.START}))'
+    command = [udocker.person.python, "-IS", "-X", "importtime", "-X", "utf8", "-c", starts, udocker.path]
+    done = udocker.person.run([*command, "-q", f"--engine={engine}", *words, container, "true"])
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    loaded = {name for name in loaded if name.startswith("udocker.")}
+    assert f"udocker.engines.{engine}" in loaded
+    assert loaded <= {"udocker.cli", *(f"udocker.{name}" for name in bundle.FIRST)}
+
+
+def test_a_program_that_is_replaced_while_it_runs_goes_on(udocker):
+    path = udocker.path.with_name("replaced")
+    shutil.copy(udocker.path, path)
+    path.chmod(0o755)
+    replace = f"cp {path} {path}.new && echo >> {path}.new && mv {path}.new {path}"
+    script = f'{path} run --rm busybox sh -c "echo there; read line; exit 5" < fifo; echo $?'
+    done = udocker.person.run(["sh", "-c", f"""
+        mkfifo fifo
+        ({script}) & exec 3> fifo
+        sleep 0.5; {replace}
+        echo >&3; exec 3>&-; wait; rm fifo
+    """])  # fmt: skip
+    assert done.stdout == "there\n5\n", done.stderr
+    assert udocker.containers() == []
 
 
 def test_a_container_runs_again_as_it_is(udocker):

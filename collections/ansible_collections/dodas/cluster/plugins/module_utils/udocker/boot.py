@@ -9,19 +9,25 @@ it is not imported as a module, and needs nothing that Python has not loaded alr
 import _frozen_importlib
 import _frozen_importlib_external
 import marshal
+import posix
 import sys
 
 PACKAGE = "udocker"
 
 
 class Pack:
-    """Finds and loads modules: `index` tells by name where they are in `content`: (offset, size, is a package)."""
+    """Finds and loads modules: `index` tells by name where they are in `content`: (offset, size, is a package).
 
-    def __init__(self, program, index, content, compiled):
+    rest: gives what comes behind `content`, which is not read before somebody asks for it
+    """
+
+    def __init__(self, program, index, content, compiled, rest=None):
         self.program = program
         self.index = index
         self.content = content
         self.compiled = compiled
+        self.rest = rest
+        self.further = b""
 
     def find_spec(self, name, path=None, target=None):
         if name not in self.index:
@@ -37,6 +43,9 @@ class Pack:
     def get_code(self, name):
         offset, size, _package = self.index[name]
         content = self.content[offset : offset + size]
+        if offset >= len(self.content):
+            self.further = self.further or self.rest()
+            content = self.further[offset - len(self.content) :][:size]
         if self.compiled:
             return marshal.loads(content)
         return compile(content, self.file_name(name), "exec", dont_inherit=True, optimize=2)
@@ -62,8 +71,7 @@ def compiled(index, content):
     source = Pack(None, index, content, False)
     made, codes, offset = {}, [], 0
     for name in index:
-        # Version 2: later ones tell what is shared by chance, so that the same code is not always the same bytes.
-        codes.append(marshal.dumps(source.get_code(name), 2))
+        codes.append(marshal.dumps(source.get_code(name)))
         made[name] = (offset, len(codes[-1]), index[name][2])
         offset += len(codes[-1])
     return made, b"".join(codes)
@@ -100,21 +108,34 @@ def start(program, facts):
     """Make the package importable from file `program`, and run its command line.
 
     facts: "tag" of the Python that made it and "digest" of the sources; (offset, size) of the "compiled" modules, of
-    the "archive" with their sources, and of an index of each.
+    the "archive" with their sources, and of an index of each; how many bytes of the compiled ones are read "first".
     """
     import gc
 
     gc.set_threshold(20_000)  # a command has ended before there is anything worth collecting
     native = facts["tag"] == tag()
-    with open(program, "rb") as source:
+    if program[0] != "/":
+        program = posix.getcwd() + "/" + program
+    with open(program, "rb", buffering=0) as source:
+        about = posix.fstat(source.fileno())
         offset, size = facts["compiled index" if native else "index"]
         source.seek(offset)
         index = marshal.loads(source.read(size))
         offset, size = facts["compiled" if native else "archive"]
         source.seek(offset)
-        found = index, source.read(size)
+        first = facts["first"] if native else size
+        found = index, source.read(first)
+
+    def rest():
+        with open(program, "rb", buffering=0) as source:
+            now = posix.fstat(source.fileno())
+            if (now.st_dev, now.st_ino, now.st_mtime_ns) != (about.st_dev, about.st_ino, about.st_mtime_ns):
+                raise ImportError(program + " was replaced while it ran: run the command again")
+            source.seek(offset + first)
+            return source.read(size - first)
+
     made = None if native else cached(*found, facts["digest"])
-    sys.meta_path.insert(0, Pack(program, *(made or found), bool(made or native)))
+    sys.meta_path.insert(0, Pack(program, *(made or found), bool(made or native), rest))
     from udocker.cli import main
 
     main(sys.argv)

@@ -16,6 +16,14 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SHELL = 1024  # bytes, filled up with spaces
 START = 2048
 
+ALONE = ["-IS", "-X", "no_debug_ranges"]  # without columns, which tracebacks can do without: less to read at each start
+# What `run` needs, in this order: read at once. A test keeps it true.
+FIRST = [
+    "errors", "cli.table", "cli.parser", "config", "records", "store", "containers", "runtime", "cli.run",
+    "cli.progress", "spec", "options", "engines", "linux", "userns", "trees", "mounts", "users", "engines.process",
+    "engines.namespaced", "engines.overlay", "engines.directory", "emulation",
+]  # fmt: skip
+
 # Python is told to take nothing from the environment, from the current folder or from site-packages (-IS).
 SHELL_TEXT = """\
 #!/bin/sh
@@ -86,7 +94,8 @@ def build():
     members += [(pack.file_name(name), content) for name, content in sources.items()]
     archive, places = _archive(members)
     index = {}
-    for name in names:
+    order = [PACKAGE, f"{PACKAGE}.cli", *(f"{PACKAGE}.{name}" for name in FIRST)]
+    for name in [*order, *(name for name in names if name not in order)]:
         offset, size = places[pack.file_name(name)]
         index[name] = (offset, size, names[name][1])
     compiled_index, compiled = boot.compiled(index, archive)
@@ -97,8 +106,9 @@ def build():
         "index": marshal.dumps(index, 2),
         "archive": archive,
     }
+    last = compiled_index[order[-1]]
     digest = hashlib.sha256(b"".join(name.encode() + b"\0" + content for name, content in members)).hexdigest()
-    facts = {"tag": boot.tag(), "digest": digest[:32]}
+    facts = {"tag": boot.tag(), "digest": digest[:32], "first": last[0] + last[1]}
     end = SHELL + START
     for name, content in parts.items():
         facts[name] = (end, len(content))
@@ -113,7 +123,17 @@ def build():
 
 
 def write(path):
-    """Make the program as file `path`, executable, as a whole or not at all."""
+    """Make the program as file `path`, executable, as a whole or not at all.
+
+    By a Python of its own: in one that has done something before, other texts are shared, and the same code is other
+    bytes.
+    """
+    import subprocess
+
+    subprocess.run([sys.executable, *ALONE, __file__, path], check=True)
+
+
+def _write(path):
     content = build()
     temporary = f"{path}.{os.getpid()}"
     try:
@@ -172,4 +192,4 @@ def _read(path):
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit("bundle.py OUTPUT: make the program, as this file")
-    write(sys.argv[1])
+    (_write if sys.flags.isolated and "no_debug_ranges" in sys._xoptions else write)(sys.argv[1])

@@ -656,15 +656,15 @@ def _acquire(container, what, deadline):
         try:
             fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if same_file(holder, path):
-                os.ftruncate(holder, 0)
-                os.pwrite(holder, f"{what} (process {os.getpid()})".encode(), 0)
+                # Of one length, so that it covers what was there: to cut a file takes longer than to write it.
+                os.pwrite(holder, f"{what} (process {os.getpid()})".ljust(80).encode(), 0)
                 return holder
         except BlockingIOError:
             import time
 
             end = end or time.monotonic() + deadline
             if time.monotonic() > end:
-                who = os.pread(holder, 100, 0).decode("utf-8", "replace") or "another command"
+                who = os.pread(holder, 100, 0).decode("utf-8", "replace").strip() or "another command"
                 os.close(holder)
                 raise Error(f"container {container.id[:12]}: cannot {what}: busy for {deadline:g} s: {who}") from None
             time.sleep(pause)

@@ -66,17 +66,19 @@ def _quoted(text):
 
 def read(path):
     """The value in file `path`; raises OSError, ValueError."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as source:
-        return loads(source.read())
+    with open(path, "rb") as source:
+        return loads(source.read().decode("utf-8", "surrogateescape"))
 
 
 def write(path, value):
     """Write a file as a whole or not at all."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{os.getpid()}"
     try:
-        with open(temporary, "w", encoding="utf-8") as target:
-            target.write(dumps(value))
+        try:
+            _write(temporary, value)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _write(temporary, value)
         os.replace(temporary, path)
     except BaseException:
         try:
@@ -84,3 +86,8 @@ def write(path, value):
         except OSError:
             pass
         raise
+
+
+def _write(path, value):
+    with open(path, "wb") as target:
+        target.write(dumps(value).encode())

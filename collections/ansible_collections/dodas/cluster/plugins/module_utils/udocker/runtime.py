@@ -168,16 +168,14 @@ def _write_cidfile(path, identifier):
 
 def foreground(container, argv, options, note=say, fresh=False):
     """Run it with this process's streams; returns the exit code."""
-    from . import terminal
-
     if options["dialect"] == "udocker" and not options["tty"] and not options["attach"]:
         # As udocker, which has the person's terminal as its own: a shell has one without being asked.
-        options["tty"] = terminal.is_terminal(0) and terminal.is_terminal(1)
+        options["tty"] = os.isatty(0) and os.isatty(1)
     if options["interactive"] is None:
-        options["interactive"] = options["dialect"] == "udocker" and (not options["tty"] or terminal.is_terminal(0))
+        options["interactive"] = options["dialect"] == "udocker" and (not options["tty"] or os.isatty(0))
     if options["attach"]:
         options["interactive"] = options["interactive"] and "stdin" in [one.lower() for one in options["attach"]]
-    if options["tty"] and options["interactive"] and not terminal.is_terminal(0):
+    if options["tty"] and options["interactive"] and not os.isatty(0):
         raise NoTerminal("the input device is not a TTY: leave out -t, or -i", 1)
     logged = options["log_driver"] not in ("", "none")
     kept = publishes(options) or options["network"] not in ("", "host", "none") or _policy(options) != "no"
@@ -335,7 +333,7 @@ class _Forward:
     def __init__(self):
         import _signal  # the module without its enumerations, which take longer to import than to use
 
-        from .terminal import FORWARDED
+        from .engines.process import FORWARDED
 
         self.signal = _signal
         self.early = []
@@ -395,10 +393,8 @@ def execute(container, argv, options=None, note=say):
     engine = container.engine()
     if given["detach"]:
         return _execute_detached(engine, state["running"], spec)
-    from . import terminal
-
     if given["tty"]:
-        if given["interactive"] and not terminal.is_terminal(0):
+        if given["interactive"] and not os.isatty(0):
             raise NoTerminal("the input device is not a TTY: leave out -t, or -i", 1)
         return _execute_on_terminal(engine, state["running"], spec, given)
     given["attach"] = []

@@ -7,6 +7,7 @@ Between a monitor and who is attached goes a stream of frames: a byte that says 
 import errno
 import os
 
+from .engines.process import FORWARDED
 from .errors import Error
 
 # To the monitor
@@ -17,15 +18,6 @@ OUTPUT, ERRORS, EXIT = b"o", b"E", b"x"
 CHUNK = 65536
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441  # unlock a terminal's other end, and open it whatever its name is
 DETACH_KEYS = "ctrl-p,ctrl-q"
-# Sent on to the container; those that a terminal's job control uses stay with the command.
-FORWARDED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU", "SIGPWR", "SIGCONT")
-
-
-def is_terminal(descriptor):
-    try:
-        return os.isatty(descriptor)
-    except OSError:
-        return False
 
 
 def window(descriptor):
@@ -231,7 +223,7 @@ def attach(connection, signals, tty, stdin=True, sig_proxy=True, detach_keys="",
     import signal
 
     outputs = {OUTPUT: 1 if "stdout" in streams else None, ERRORS: 2 if "stderr" in streams else None}
-    terminal = tty and stdin and is_terminal(0)
+    terminal = tty and stdin and os.isatty(0)
     keys = DetachKeys(detach_keys) if terminal else None
     os.set_blocking(connection, False)
     waiting = bytearray()
@@ -339,7 +331,7 @@ def serve(running, master, stdin=True, detach_keys=""):
 
     keys = DetachKeys(detach_keys)
     os.set_blocking(master, False)
-    terminal = stdin and is_terminal(0)
+    terminal = stdin and os.isatty(0)
     waiting = bytearray()
     ended = False
     with Raw(0) if terminal else _Nothing(), Watch(("SIGWINCH", "SIGCHLD", *FORWARDED)) as signals:

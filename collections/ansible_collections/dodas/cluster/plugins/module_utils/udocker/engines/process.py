@@ -13,6 +13,8 @@ _FAILURE = "\0"  # between an exit code and a message, on the pipe that a succes
 _PATIENCE = 300
 # Those that a process may handle.
 ALL_SIGNALS = {int(number) for number in signal.valid_signals()} - {signal.SIGKILL, signal.SIGSTOP}
+# Sent on to the container; those that a terminal's job control uses stay with the command.
+FORWARDED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU", "SIGPWR", "SIGCONT")
 
 
 class Running:
