@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[2]
 # Registries and mirrors of packages and images. Names are written so that this file does not hold them either.
 REGISTRY = re.compile(
@@ -25,6 +27,8 @@ MACHINE = re.compile(
     rf"|{re.escape(str(ROOT))}\b)"
 )
 SECRET = re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\n[A-Za-z0-9+/=]{60}")
+# Ansible doubles backslashes of expressions: only what YAML has made of a text in double quotes ends a line.
+ESCAPE = re.compile(r"\{\{(?:(?!\}\}).)*?(\w+\('\\[nt]'\)|'\\[nt]')", re.S)
 SOURCE = {".py", ".mjs", ".js", ".sh"}
 SOURCE_NAMES = {"Containerfile", "Makefile"}
 TEXTS = {"LICENSE", "LICENSES/GPL-3.0-or-later.txt"}  # not ours to change
@@ -53,8 +57,22 @@ def problems(name):
             if pattern is REGISTRY and name == DEFAULT_REGISTRY:
                 continue
             yield text.count("\n", 0, match.start()) + 1, f"{what}: {match[0].splitlines()[0]}"
+    if path.suffix == ".yml" and path.parts[0] in ("roles", "playbooks"):
+        for document in yaml.safe_load_all(text):
+            for value in texts(document):
+                for match in ESCAPE.finditer(value):
+                    yield text[: text.index(match[1])].count("\n") + 1, f"{match[1]}: no line ends there"
     if text and not text.endswith("\n"):
         yield text.count("\n") + 1, "no newline at the end"
+
+
+def texts(value):
+    """All texts in what a YAML document holds."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from texts(one)
 
 
 def main():
