@@ -58,21 +58,20 @@ def problems(name):
                 continue
             yield text.count("\n", 0, match.start()) + 1, f"{what}: {match[0].splitlines()[0]}"
     if path.suffix == ".yml" and path.parts[0] in ("roles", "playbooks"):
-        for document in yaml.safe_load_all(text):
-            for value in texts(document):
-                for match in ESCAPE.finditer(value):
-                    yield text[: text.index(match[1])].count("\n") + 1, f"{match[1]}: no line ends there"
+        for node in (one for document in yaml.compose_all(text) for one in scalars(document)):
+            for match in ESCAPE.finditer(node.value):
+                yield node.start_mark.line + 1, f"{match[1]}: no line ends there, but would in a text in double quotes"
     if text and not text.endswith("\n"):
         yield text.count("\n") + 1, "no newline at the end"
 
 
-def texts(value):
-    """All texts in what a YAML document holds."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from texts(one)
+def scalars(node):
+    """The nodes of a YAML document, or of what is in it, that hold nothing else."""
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif node:
+        for one in node.value:
+            yield from (found for part in (one if isinstance(one, tuple) else (one,)) for found in scalars(part))
 
 
 def main():

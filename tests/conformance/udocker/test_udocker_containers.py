@@ -15,7 +15,7 @@ import time
 import pytest
 
 from ansible_collections.dodas.cluster.plugins.module_utils.udocker import bundle
-from udocker_program import Program, Terminal, image, until
+from udocker_program import SOON, Program, Terminal, image, until
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["subids", "one-id"])
@@ -157,8 +157,7 @@ def test_a_run_reads_what_the_program_has_in_front_and_nothing_else(udocker, eng
     """Each line that it prints of a module is one of bundle.FIRST; the container's own imports are among them."""
     container = udocker.out(f"--engine={engine}", "create", "busybox").split()[-1]
     udocker.out("run", container, "true")
-    starts = f'import sys;f=open(sys.argv[1],"rb");f.seek({bundle.SHELL});exec(f.read({bundle.START}))'
-    command = [udocker.person.python, "-IS", "-X", "importtime", "-X", "utf8", "-c", starts, udocker.path]
+    command = [udocker.person.python, "-IS", "-X", "importtime", "-X", "utf8", "-c", bundle.STARTS, udocker.path]
     done = udocker.person.run([*command, "-q", f"--engine={engine}", *words, container, "true"])
     assert done.returncode == 0, done.stderr
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -173,11 +172,12 @@ def test_a_program_that_is_replaced_while_it_runs_goes_on(udocker):
     path.chmod(0o755)
     replace = f"cp {path} {path}.new && echo >> {path}.new && mv {path}.new {path}"
     script = f'{path} run --rm busybox sh -c "echo there; read line; exit 5" < fifo; echo $?'
+    is_there = f"for i in $(seq {SOON}); do grep -q there said && break; sleep 1; done"
     done = udocker.person.run(["sh", "-c", f"""
         mkfifo fifo
-        ({script}) & exec 3> fifo
-        sleep 0.5; {replace}
-        echo >&3; exec 3>&-; wait; rm fifo
+        ({script}) > said & exec 3> fifo
+        {is_there}; {replace}
+        echo >&3; exec 3>&-; wait; cat said; rm fifo said
     """])  # fmt: skip
     assert done.stdout == "there\n5\n", done.stderr
     assert udocker.containers() == []

@@ -563,8 +563,7 @@ HEAVY = {
 
 @pytest.mark.parametrize("words", [["version"], ["ps"], ["ps", "-m", "-q"], ["rm", "--help"], ["showconf"]])
 def test_what_needs_nothing_loads_nothing(program, tmp_path, words):
-    starts = f'import sys;f=open(sys.argv[1],"rb");f.seek({bundle.SHELL});exec(f.read({bundle.START}))'
-    command = [sys.executable, "-IS", "-X", "importtime", "-c", starts, program, f"--repo={tmp_path}", *words]
+    command = [sys.executable, "-IS", "-X", "importtime", "-c", bundle.STARTS, program, f"--repo={tmp_path}", *words]
     done = run(*command, env={"HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
@@ -573,5 +572,4 @@ def test_what_needs_nothing_loads_nothing(program, tmp_path, words):
 
 
 def test_the_line_of_shell_is_the_one_that_is_tested(program):
-    starts = f'import sys;f=open(sys.argv[1],"rb");f.seek({bundle.SHELL});exec(f.read({bundle.START}))'
-    assert f"'{starts}' \"$0\" \"$@\"".encode() in program.read_bytes()[: bundle.SHELL]
+    assert f"'{bundle.STARTS}' \"$0\" \"$@\"".encode() in program.read_bytes()[: bundle.SHELL]

@@ -15,6 +15,8 @@ PACKAGE = "udocker"
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHELL = 1024  # bytes, filled up with spaces
 START = 2048
+# What Python is given to execute: the lines that follow those of the shell.
+STARTS = f'import sys;f=open(sys.argv[1],"rb");f.seek({SHELL});exec(f.read({START}))'
 
 ALONE = ["-IS", "-X", "no_debug_ranges"]  # without columns, which tracebacks can do without: less to read at each start
 # What `run` needs, in this order: read at once. A test keeps it true.
@@ -32,7 +34,7 @@ SHELL_TEXT = """\
 for python in "${{UDOCKER_PYTHON:-python3}}" python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8
 do
   command -v "$python" >/dev/null 2>&1 &&
-    exec "$python" -IS -X utf8 -c 'import sys;f=open(sys.argv[1],"rb");f.seek({shell});exec(f.read({start}))' "$0" "$@"
+    exec "$python" -IS -X utf8 -c '{starts}' "$0" "$@"
 done
 echo "Error: udocker needs Python 3.8 or newer: install python3, or name one in UDOCKER_PYTHON" >&2
 exit 127
@@ -117,7 +119,7 @@ def build():
     facts["boot.py"] = (begin + places["boot.py"][0], len(boot_source))
     start = _filled(START_TEXT.format(facts=facts), START)
     members[0] = ("__main__.py", start)
-    shell = _filled(SHELL_TEXT.format(version=version(), shell=SHELL, start=START), SHELL)
+    shell = _filled(SHELL_TEXT.format(version=version(), starts=STARTS), SHELL)
     parts["archive"] = _archive(members, begin)[0]
     return b"".join([shell, start, *parts.values()])
 
