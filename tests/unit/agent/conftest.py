@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from agent_runtime import Agent, RealConsul, Server, StandIn, consul_program
+from agent_runtime import Agent, GuardedConsul, RealConsul, Server, StandIn, consul_program
 
 
 @pytest.fixture
@@ -11,13 +11,15 @@ def consul():
     server.stop()
 
 
-@pytest.fixture(params=["stand-in", "real"])
+@pytest.fixture(params=["stand-in", "real", "guarded"])
 def any_consul(request, tmp_path):
     if request.param == "real":
         program = consul_program(tmp_path)
         if program is None:
             pytest.skip("an image with consul needs root")
         server = RealConsul(program, tmp_path)
+    elif request.param == "guarded":
+        server = GuardedConsul(tmp_path / "consul")
     else:
         server = StandIn()
     yield server
@@ -29,7 +31,7 @@ def make_agent(tmp_path):
     made = []
 
     def make(consul):
-        made.append(Agent(tmp_path, consul.port))
+        made.append(Agent(tmp_path, consul.port, getattr(consul, "token_file", None)))
         made[-1].start()
         return made[-1]
 

@@ -9,8 +9,9 @@ import types
 
 import pytest
 
-from agent_runtime import Server, eventually, free_port
+from agent_runtime import Server, eventually
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authority, csr, files
+from ports import free_port
 
 
 def http(**more):

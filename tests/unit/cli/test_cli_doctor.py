@@ -150,8 +150,8 @@ def test_service_that_says_what_is_the_matter(site):
 
 def test_one_of_two_instances_answers(site):
     dead = "127.255.255.254"
-    assert services._one_that_answers([dead, site.address]) == site.address
-    assert services._one_that_answers([dead]) == dead
+    assert services._one_that_answers([dead, site.address], services.CREDENTIALS_PORT) == site.address
+    assert services._one_that_answers([dead], services.CREDENTIALS_PORT) == dead
 
 
 def test_sick_cluster_ends_with_1_and_says_what_to_do(site):

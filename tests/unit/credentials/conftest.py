@@ -5,7 +5,6 @@ import base64
 import dataclasses
 import http.server
 import json
-import socket
 import ssl
 import subprocess
 import threading
@@ -23,6 +22,7 @@ from ansible_collections.dodas.cluster.plugins.module_utils.x509 import authorit
 from dodas.credentials import config as configuration
 from dodas.credentials import server as servers
 from dodas.credentials import service as services
+from ports import free_port
 
 SECRET = "s3cret+of/the:worker"
 
@@ -127,12 +127,6 @@ class StandIn:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @dataclasses.dataclass

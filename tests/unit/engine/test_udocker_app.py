@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from agent_runtime import AGENT, eventually, free_port
+from agent_runtime import AGENT, eventually
 from ansible_collections.dodas.cluster.plugins.lookup import supervisor
 from ansible_collections.dodas.cluster.plugins.module_utils.configfiles import ConfigFile
 from ansible_collections.dodas.cluster.plugins.module_utils.engine import app as engine
 from ansible_collections.dodas.cluster.plugins.module_utils.engine import plainhost
 from ansible_collections.dodas.cluster.plugins.module_utils.engine.definition import DefinitionError, parse
 from ansible_collections.dodas.cluster.plugins.module_utils.engine.udocker import UdockerApp
+from ports import free_port
 
 IMAGE = "localhost/dodas/web:latest"
 # A stand-in for the runtime: `run` serves the folder that is mounted, `exec` runs the command here.

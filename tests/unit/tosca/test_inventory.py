@@ -123,6 +123,8 @@ def test_variables_before_there_are_hosts(hostvars, home):
         "worker_cpus": 1,
         "worker_memory_mb": 1024,
         "worker_scratch_mb": 1024,
+        "worker_instances": 1,
+        **dict.fromkeys(("worker_outside_host", "worker_outside_ccb", "worker_cms_site"), ""),
     }
     assert found["front-1"]["squid_port"] == 3128 and found["front-1"]["identity_issuer"] == ""
     assert "worker_cpus" not in found["front-1"]

@@ -81,6 +81,16 @@ def fails(path, inputs=None):
     return error.message, error.line
 
 
+def test_cms_mesos():
+    template = load(TIER3.with_name("cms-mesos.yaml"), {"workers": "5", "masters": "1"})
+    assert template.groups["mesos_master"] == template.groups["zookeeper"] == ["master-1"]
+    assert template.groups["worker"] == template.groups["mesos_agent"] == ["agent-1", "agent-2"]
+    assert template.instances == {"worker": "workers", "squid": "squids"}
+    assert template.group_vars["worker"]["worker_instances"] == 5
+    with pytest.raises(TemplateError, match="masters"):
+        load(TIER3.with_name("cms-mesos.yaml"), {"masters": "2"})
+
+
 def test_tier3():
     template = load(TIER3, {"workers": "3", "worker_memory_mb": 2048})
     assert template.name == "tier3"
@@ -94,11 +104,13 @@ def test_tier3():
         "consul": {"consul_datacenter": "dc1"},
         "identity": {"identity_port": 8443, "identity_issuer": "", "identity_token_lifetime": 3600},
         "credentials": {"credentials_port": 8444, "credentials_proxy_lifetime": 43200},
-        "squid": {"squid_port": 3128, "squid_cache_mb": 1024, "squid_memory_mb": 64},
+        "squid": {"squid_port": 3128, "squid_cache_mb": 1024, "squid_instances": 1, "squid_memory_mb": 64},
         "conditions": {"conditions_port": 8088},
         "htcondor": {"htcondor_port": 9618, "htcondor_pool_name": "T3_Dodas"},
-        "worker": {"worker_cpus": 1, "worker_memory_mb": 2048, "worker_scratch_mb": 1024},
+        "worker": {"worker_cpus": 1, "worker_memory_mb": 2048, "worker_scratch_mb": 1024, "worker_instances": 1,
+                   **dict.fromkeys(("worker_outside_host", "worker_outside_ccb", "worker_cms_site"), "")},
     }
+    assert template.instances == {}
     assert template.scalable == {
         "front": {"count": 1, "min": 1, "max": 1, "input": None},
         "worker": {"count": 3, "min": 1, "max": 200, "input": "workers"},
@@ -151,7 +163,7 @@ def test_own_type_keeps_the_role(write):
     )
     assert load(path).group_vars["squid"] == {
         "squid_port": 3129,
-        "squid_cache_mb": 1024,
+        "squid_cache_mb": 1024, "squid_instances": 1,
         "squid_memory_mb": 64,
         "squid_refresh": 5,
     }

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from ansible_collections.dodas.cluster.plugins.action import app
+from ansible_collections.dodas.cluster.plugins.module_utils.engine import marathon
 
 
 class ActionModule(app.ActionModule):
@@ -12,3 +13,11 @@ class ActionModule(app.ActionModule):
 
     module = "app_info"
     takes = ("root",)
+
+    def _for_marathon(self, task_vars):
+        """From what Marathon was asked for all hosts at once; apps that lack instances are the first master's."""
+        apps = self._variable(task_vars, "marathon_found", [])
+        found = marathon.states(apps, self._variable(task_vars, "agent"))
+        if task_vars["inventory_hostname"] == task_vars["groups"]["marathon"][0]:
+            found = {**marathon.states(apps), **found}
+        return {"changed": False, "apps": found}

@@ -32,6 +32,8 @@ import time
 
 from ansible.plugins.callback import CallbackBase
 
+PARTS = {"dodas.cluster.mesos_info": "mesos", "dodas.cluster.marathon_app_info": "marathon"}
+
 
 class CallbackModule(CallbackBase):
     CALLBACK_VERSION = 2.0
@@ -43,6 +45,7 @@ class CallbackModule(CallbackBase):
         self.phases = []
         self.probes = {}
         self.apps = {}
+        self.parts = {}  # what Mesos and Marathon say of themselves
         self.unkept = []  # hosts whose apps nothing starts with the machine
         self.failures = []
         self.tasks = 0
@@ -96,6 +99,9 @@ class CallbackModule(CallbackBase):
             self._phase["changed"] += bool(result._result.get("changed"))
         if result._task.action == "dodas.cluster.probe_info":
             self.probes[result._host.get_name()] = result._result.get("probes", [])
+        part = PARTS.get(result._task.action)
+        if part:
+            self.parts[part] = {key: value for key, value in result._result.items() if not key.startswith("_")}
         if result._task.action == "dodas.cluster.app_info":
             self.apps[result._host.get_name()] = result._result.get("apps", {})
             if result._result.get("boot") == "":
@@ -155,6 +161,7 @@ class CallbackModule(CallbackBase):
                 "probes": self.probes,
                 "apps": self.apps,
                 "unkept": self.unkept,
+                **self.parts,
                 "errors": self.failures,
                 "tasks": self.tasks,
                 **totals,

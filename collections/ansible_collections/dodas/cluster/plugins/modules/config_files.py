@@ -22,6 +22,11 @@ options:
   files:
     description: The files.
     required: true
+  folders:
+    description: Folders that have to be there; those that are missing are made with mode V(0755).
+    type: list
+    elements: path
+    default: []
 """
 
 EXAMPLES = r"""
@@ -34,27 +39,34 @@ EXAMPLES = r"""
 
 RETURN = r"""
 paths:
-  description: The files that differed.
+  description: The files that differed and the folders that were missing.
   returned: always
   type: list
   elements: str
 """
+
+import os
 
 from ansible_collections.dodas.cluster.plugins.module_utils import configfiles
 from ansible_collections.dodas.cluster.plugins.module_utils.module import FILES, Module
 
 
 def main():
-    module = Module(argument_spec={"files": {**FILES, "required": True}}, supports_check_mode=True)
+    folders = {"type": "list", "elements": "path", "default": []}
+    module = Module(argument_spec={"files": {**FILES, "required": True}, "folders": folders}, supports_check_mode=True)
     given, module.params["files"] = module.params["files"], [one["path"] for one in module.params["files"]]
     try:
         files = [configfiles.ConfigFile.parse(one) for one in given]
         changed = [one for one in files if one.differs()]
+        missing = [path for path in module.params["folders"] if not os.path.isdir(path)]
         diff = [one.diff() for one in changed]
         if not module.check_mode:
+            for path in missing:
+                os.makedirs(path)
             for one in changed:
                 one.write()
-        module.exit_json(changed=bool(changed), paths=[str(one.path) for one in changed], diff=diff)
+        paths = [*missing, *(str(one.path) for one in changed)]
+        module.exit_json(changed=bool(paths), paths=paths, diff=diff)
     except (OSError, ValueError, LookupError) as exc:
         module.fail_json(msg=str(exc))
 

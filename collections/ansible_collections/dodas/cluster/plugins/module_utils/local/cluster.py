@@ -219,7 +219,9 @@ class LocalCluster:
         else:
             options += ["--systemd=always", *([f"--cpus={one['cpus']}"] if one.get("cpus") else [])]
             options += [f"--memory={one['mem_mb']}m"] if one.get("mem_mb") else []
-        self.podman.run("run", "--detach", "--pull=never", "--name", self._container(name), *options, image)
+        # What is mounted later is to be seen by services that systemd gave a view of their own, as on a machine.
+        command = ["sh", "-c", "mount --make-rshared / && exec /sbin/init"]
+        self.podman.run("run", "--detach", "--pull=never", "--name", self._container(name), *options, image, *command)
 
     def _make_volumes(self, name):
         for volume in VOLUMES:

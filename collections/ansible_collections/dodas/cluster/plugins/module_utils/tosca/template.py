@@ -87,7 +87,8 @@ class Template:
 
     name: the file's stem. inputs: {name: Input}. groups: {role: [names of hosts]}.
     group_vars: {role: {"role_property": value}}. scalable: {compute node: {"count", "min", "max", "input"}},
-    where input names the input that sets the count, or is None.
+    where input names the input that sets the count, or is None. instances: {role: input} of services whose number is
+    an input.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Template:
     groups: dict[str, list[str]]
     group_vars: dict[str, dict]
     scalable: dict[str, dict]
+    instances: dict[str, str]
     _outputs: dict = field(repr=False)
     _scope: Scope = field(repr=False)
 
@@ -158,6 +160,7 @@ def _load(file, given):
             for role, node in topology.roles.items()
         },
         scalable=topology.scalable,
+        instances=topology.instances(),
         _outputs=outputs,
         _scope=topology.scope,
     )
@@ -200,6 +203,12 @@ class _Topology:
                 for index in range(1, scale["count"] + 1)
             ]
         return found
+
+    def instances(self):
+        """The input that says how many instances there are of a service, by its role."""
+        found = {role: functions.input_name(self.scope.raw(node, None, "instances"))
+                 for role, node in self.roles.items() if "instances" in self.nodes[node]["properties"]}  # fmt: skip
+        return {role: name for role, name in found.items() if name}
 
     def check_outputs(self):
         """The outputs as declared, after a trial without addresses."""
