@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The app agent: health checks, restarts, registration in Consul.
 
-    dodas_agent.py [--root FOLDER] [--consul HOST:PORT]
+    dodas_agent.py [--root FOLDER] [--consul HOST:PORT] [--consul-token FILE]
 
 One process a host. It reads the records that the engine writes (/etc/dodas/apps/*.json), runs each app's health checks
 as Marathon defines them (grace period, interval, timeout, consecutive failures), restarts an app that keeps failing,
@@ -33,6 +33,7 @@ RECORDS = Path("/etc/dodas/apps")
 STATES = Path("/run/dodas/apps")
 CA_FILE = "/etc/dodas/tls/ca.pem"
 CONSUL = ("127.0.0.1", 8500)
+CONSUL_HEADERS = {}
 # Until an app is healthy it is looked at this often (seconds): who waits for it should not wait for the interval.
 EAGER = 0.5
 
@@ -51,7 +52,7 @@ class Consul:
             return None
         connection = http.client.HTTPConnection(*CONSUL, timeout=3)
         try:
-            connection.request(method, path, json.dumps(body) if body is not None else None)
+            connection.request(method, path, json.dumps(body) if body is not None else None, CONSUL_HEADERS)
             answer = connection.getresponse()
             content = answer.read()
             return content if answer.status == 200 else None
@@ -321,10 +322,11 @@ def main():
 
 def settle(arguments):
     """Take what the command line says of where this host is."""
-    global RECORDS, STATES, CA_FILE, CONSUL, KEEPER
+    global RECORDS, STATES, CA_FILE, CONSUL, CONSUL_HEADERS, KEEPER
     parser = argparse.ArgumentParser(description="The app agent of a host.")
     parser.add_argument("--root", metavar="FOLDER", help="the folder that stands for the root of a host without root")
     parser.add_argument("--consul", metavar="HOST:PORT", help="where its Consul agent is")
+    parser.add_argument("--consul-token", metavar="FILE", type=Path, help="the token that Consul asks for")
     given = parser.parse_args(arguments)
     if given.root:
         RECORDS, STATES, CA_FILE = (Path(f"{given.root}{path}") for path in (RECORDS, STATES, CA_FILE))
@@ -334,6 +336,8 @@ def settle(arguments):
     if given.consul:
         name, _colon, port = given.consul.rpartition(":")
         CONSUL = (name, int(port))
+    if given.consul_token:
+        CONSUL_HEADERS = {"X-Consul-Token": given.consul_token.read_text(encoding="ascii").strip()}
 
 
 if __name__ == "__main__":
