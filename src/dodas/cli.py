@@ -187,9 +187,10 @@ def queue(name, as_json):
 @json_option
 @verbose_option
 def scale(counts, name, as_json, verbose):
-    """Change how many hosts there are of a kind: `scale workers=4`.
+    """Change how many there are of a kind: `scale workers=4`.
 
-    Touches only hosts that are new or leave; those that leave finish their jobs first.
+    Touches only hosts that are new or leave; those that leave finish their jobs first. Where Marathon places workers,
+    it starts or stops them, and no host is touched.
     """
     start = time.monotonic()
     deployment = deployments.only(name)
@@ -199,14 +200,15 @@ def scale(counts, name, as_json, verbose):
         )
     wanted = _pairs(counts)
     template = _load(deployment.source, deployment.inputs)
-    inputs = sorted(one["input"] for one in template.scalable.values() if one.get("input"))
+    placed = set(template.instances.values()) if deployment.engine == "marathon" else set()
+    inputs = sorted({one["input"] for one in template.scalable.values() if one.get("input")} | placed)
     for key in wanted:
         if key not in inputs:
-            raise InputError(f"{key} does not set a number of hosts in {deployment.source}: {', '.join(inputs)} does")
+            raise InputError(f"{key} sets no number of hosts or apps in {deployment.source}: {', '.join(inputs)} does")
     deployment.inputs = {**deployment.inputs, **_load(deployment.source, {**deployment.inputs, **wanted}).values}
     with deployment.lock():
         deployment.save()
-        report = deployment.play("scale", verbose=verbose, quiet=as_json)
+        report = deployment.play(_scaling(deployment, wanted, template), verbose=verbose, quiet=as_json)
     found = cluster.describe(deployment, report)
     if as_json:
         seconds = round(time.monotonic() - start, 1)
@@ -367,10 +369,20 @@ def _deployment(source, backend, engine, name, pairs, inputs_file, yes):
     if known and engine and engine != known.engine:
         raise InputError(f"deployment {name} exists with engine {known.engine}: ./dodas down {name} first")
     if not engine:
-        engine = known.engine if known else machine.choose_engine(yes) if backend == "local" else "podman"
+        engine = known.engine if known else _engine(source, given, backend, yes)
     deployment = Deployment(name, source, backend, engine, given)
-    deployment.groups()  # refuses what is no inventory
+    groups = deployment.groups()  # refuses what is no inventory
+    if backend == "existing" and "marathon" in groups:
+        deployment.engine = "marathon"
     return deployment
+
+
+def _scaling(deployment, wanted, template):
+    """The playbook that changes these numbers."""
+    if deployment.engine != "marathon":
+        return "scale"
+    # Hosts of a Mesos cluster know each other, and so do squids: more of them are for `up`.
+    return "scale_apps" if set(wanted) <= {template.instances.get("worker")} else "up"
 
 
 def _is_tosca(path):
@@ -399,6 +411,13 @@ def _pairs(pairs):
     return found
 
 
+def _engine(source, given, backend, yes):
+    """The engine for a new deployment, where nobody said which."""
+    if backend != "local":
+        return "podman"
+    return "marathon" if "marathon" in _load(source, given).groups else machine.choose_engine(yes)
+
+
 def _forget(deployment):
     """Leave nothing of a deployment of which nothing was made."""
     for path in sorted(deployment.directory.glob("*")):
@@ -425,9 +444,9 @@ def _images(engine):
     """Who builds images for an engine, and all images by name."""
     every = catalogue.catalogue(ROOT / "containers", ROOT)
     if engine == "udocker":
-        # Hosts are folders, and have no image.
-        machines = {"host", "bookworm"}
-        return builders.Udocker(), {name: image for name, image in every.items() if name not in machines}
+        # Hosts are folders, and have no image: neither Debian as a whole machine nor what is built on it.
+        lines = {name: {one.name for one in catalogue.with_parents(every, [name])} for name in every}
+        return builders.Udocker(), {name: image for name, image in every.items() if "bookworm" not in lines[name]}
     podman = Podman(store.home())
     podman.configure()
     return podman, every

@@ -23,6 +23,8 @@ def describe(deployment, report):
         for name, address in deployment.addresses().items()
     }
     healthy = [app["state"] == "passing" for host in hosts.values() for app in host["apps"].values()]
+    mesos = report.get("mesos")
+    healthy.append(not mesos or (mesos["quorum"]["ok"] and not mesos["missing"]))
     front = next((probe["host"] for probe in probes if probe["name"] == "collector" and probe["ok"]), None)
     return {
         "name": deployment.name,
@@ -35,6 +37,8 @@ def describe(deployment, report):
         "probes": probes,
         "errors": report["errors"],
         "unkept": report.get("unkept", []),
+        "mesos": mesos,
+        "marathon": report.get("marathon"),
         "slots": slots(deployment, front) if front else [],
         "endpoints": endpoints(deployment),
     }

@@ -24,7 +24,7 @@ from dodas.errors import DodasError, InputError
 
 ROOT = Path(os.environ.get("DODAS_ROOT", Path(__file__).resolve().parents[2]))
 BACKENDS = ("local", "existing")
-ENGINES = ("podman", "udocker")
+ENGINES = ("podman", "udocker", "marathon")
 
 
 @dataclass
@@ -130,11 +130,11 @@ class Deployment:
         if _is_template(self):
             if self.engine == "udocker":
                 return places.Udocker(str(self.directory / "hosts" / host))
-            return places.Podman()
+            return places.Marathon() if self.engine == "marathon" else places.Podman()
         variables = self._variables(host)
         if variables.get("dodas_engine") == "udocker":
             return places.Udocker(variables.get("dodas_root") or f"~/.local/share/dodas/hosts/{self.name}/{host}")
-        return places.Podman()
+        return places.Marathon() if variables.get("dodas_engine") == "marathon" else places.Podman()
 
     def ssh(self, host, *command, fresh=False):
         """The argument list that runs a shell command on a host, or a shell. Raises InputError for a host that it has

@@ -45,7 +45,9 @@ class Check:
 def look(deployment, timeout=20):
     """All checks of a deployment, the cluster's first. timeout: seconds for each host."""
     where, groups, hosts = services.of(deployment), deployment.groups(), list(deployment.addresses())
-    expected = {host: [app for app in APPS if host in groups.get(app, ()) and not (app == "identity" and where.own_iam)]
+    apps = [app for app in APPS if not (app == "identity" and where.own_iam)]
+    # What Marathon places is judged by `status`, which asks Marathon.
+    expected = {host: [app for app in apps if host in groups.get(app, ()) and deployment.place(host).keeps_apps]
                 for host in hosts}  # fmt: skip
     with ThreadPoolExecutor(AT_ONCE) as threads:
         cluster = [threads.submit(check, deployment, where) for check in (_login, _issuer, _credentials)]

@@ -10,6 +10,7 @@ class Podman:
     """A host where root runs apps, with podman and systemd."""
 
     runtime = "podman"
+    keeps_apps = True  # those of its groups are there, and nowhere else
 
     @staticmethod
     def start(app):
@@ -39,6 +40,31 @@ class Podman:
         """The command that runs words in an app's container, with the words' own standard input."""
         options = [*(["-i"] if stdin else []), *(["-u", user] if user else []), *(["-w", folder] if folder else [])]
         return shlex.join([self.runtime, "exec", *options, f"dodas-{app}", *words])
+
+
+class Marathon(Podman):
+    """An agent of Mesos, where Marathon starts an app's container: it has a label rather than a name."""
+
+    keeps_apps = False
+    FIND = 'e=$(command -v docker || command -v podman); c=$("$e" ps -q --filter "label=dodas.app={app}" | head -n 1); '
+    MISSING = '[ -n "$c" ] || {{ echo "no container of app {app} runs here" >&2; exit 1; }}; '
+
+    def restart(self, app):
+        """Marathon starts another when a container ends."""
+        return self._found(app) + 'exec "$e" stop "$c"'
+
+    start = restart
+
+    def logs(self, app, lines, follow=False):
+        more = " --follow" if follow else ""
+        return self._found(app) + f'exec "$e" logs --tail {lines}{more} "$c"'
+
+    def execute(self, app, *words, user="", folder="", stdin=False):
+        options = [*(["-i"] if stdin else []), *(["-u", user] if user else []), *(["-w", folder] if folder else [])]
+        return self._found(app) + f'exec "$e" exec {shlex.join(options)} "$c" {shlex.join(words)}'
+
+    def _found(self, app):
+        return (self.FIND + self.MISSING).format(app=app)
 
 
 class Udocker(Podman):

@@ -9,9 +9,10 @@ import socket
 
 IDENTITY = "identity.service.consul"
 CREDENTIALS = "credentials.service.consul"
-CREDENTIALS_PORT = 8444
-EVALUATION_ISSUER = f"https://{IDENTITY}:8443"
+IDENTITY_PORT, CREDENTIALS_PORT = 8443, 8444
+EVALUATION_ISSUER = f"https://{IDENTITY}:{IDENTITY_PORT}"
 CREDENTIALS_URL = f"https://{CREDENTIALS}:{CREDENTIALS_PORT}"
+PORTS = {IDENTITY: IDENTITY_PORT, CREDENTIALS: CREDENTIALS_PORT}
 PATIENCE = 2  # seconds until an instance must have answered
 
 
@@ -45,19 +46,23 @@ def of(deployment):
     found = {name: {host: addresses[host] for host in groups.get(group, ()) if addresses.get(host)}
              for name, group in ((IDENTITY, "identity"), (CREDENTIALS, "credentials"))}  # fmt: skip
     own = deployment.variable("identity_issuer", "identity", "credentials")
+    resolve = {name: _one_that_answers(list(found[name].values()), port) for name, port in PORTS.items() if found[name]}
+    instances = found[CREDENTIALS]
+    if not all(deployment.place(host).keeps_apps for host in instances):
+        instances = {host: address for host, address in instances.items() if address == resolve[CREDENTIALS]}
     return Services(
         issuer=own or EVALUATION_ISSUER,
         own_iam=bool(own),
         credentials=CREDENTIALS_URL,
         authority=str(deployment.directory / "pki" / "ca.pem"),
-        resolve={name: _one_that_answers(list(hosts.values())) for name, hosts in found.items() if hosts},
-        instances=found[CREDENTIALS],
+        resolve=resolve,
+        instances=instances,
     )
 
 
-def _one_that_answers(addresses):
-    """Of several instances of the credentials service one that is there; of one, that one."""
+def _one_that_answers(addresses, port):
+    """Of several hosts where a service may be one where it is; of one, that one."""
     for address in addresses if len(addresses) > 1 else ():
-        with contextlib.suppress(OSError), socket.create_connection((address, CREDENTIALS_PORT), PATIENCE):
+        with contextlib.suppress(OSError), socket.create_connection((address, port), PATIENCE):
             return address
     return addresses[0]

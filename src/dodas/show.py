@@ -22,6 +22,8 @@ def status(found):
             since = _age(state.get("since"))
             hosts.add_row(name if i == 0 else "", (one["address"] or "") if i == 0 else "", app, health, since)
     console.print(hosts)
+    if found["mesos"]:
+        _mesos(found["mesos"], found["marathon"] or {})
     probes = table("probe", "host", "", "found")
     for probe in found["probes"]:
         mark = "[green]✓[/]" if probe["ok"] else "[red]✗[/]"
@@ -37,6 +39,40 @@ def status(found):
         hosts = ", ".join(found["unkept"])
         console.print(f"[yellow]after a reboot nothing starts {hosts}[/]: ./dodas up does "
                       "(loginctl enable-linger or a crontab would)")  # fmt: skip
+
+
+def _mesos(mesos, marathon):
+    """Masters and their majority, agents and what of them is in use, apps and their instances."""
+    quorum = mesos["quorum"]
+    colour = "green" if quorum["ok"] else "red"
+    alive = f"[{colour}]{quorum['alive']} of {quorum['masters']} alive, {quorum['needed']} needed[/]"
+    masters = table("master", "", alive)
+    for one in mesos["masters"]:
+        state = f"[green]{one['state']}[/]" if one["state"] in ("leading", "following") else f"[red]{one['state']}[/]"
+        masters.add_row(one["address"], state, one["problem"])
+    console.print(masters)
+    agents = table("agent", "", "cpus", "memory", "offered")
+    for one in mesos["agents"]:
+        state = "[green]active[/]" if one["active"] and one["connected"] else f"[red]{one['drain'] or 'lost'}[/]"
+        has, used, offered = one["resources"], one["used"], one["offered"]
+        agents.add_row(
+            one["hostname"], state, f"{used.get('cpus', 0):g} of {has.get('cpus', 0):g} used",
+            f"{used.get('mem', 0):g} of {has.get('mem', 0):g} MB used",
+            f"{offered.get('cpus', 0):g} cpus, {offered.get('mem', 0):g} MB",
+        )  # fmt: skip
+    console.print(agents)
+    if mesos["missing"]:
+        console.print(f"[red]not there: {', '.join(mesos['missing'])}[/]")
+    if mesos["unreachable"]:
+        console.print(f"[red]{mesos['unreachable']} agents are unreachable[/]")
+    apps = table(f"app  [dim]Marathon {marathon.get('leader', 'has no leader')}[/]", "running", "healthy", "")
+    for one in marathon.get("apps", []):
+        wanted = one["instances"]
+        good = one.get("tasksRunning", 0) == wanted
+        running = f"[{'green' if good else 'red'}]{one.get('tasksRunning', 0)} of {wanted}[/]"
+        healthy = str(one.get("tasksHealthy", 0)) if one.get("healthChecks") else "[dim]unchecked[/]"
+        apps.add_row(one["id"], running, healthy, "; ".join(one["reasons"]))
+    console.print(apps)
 
 
 def how_to(found):
