@@ -4,7 +4,7 @@ RUN := tests/setup
 PARTS := lint unit conformance molecule integration
 
 .DEFAULT_GOAL := help
-.PHONY: help test $(PARTS) nightly docs udocker pins clean
+.PHONY: help test $(PARTS) roles nightly docs udocker pins clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,15 +21,20 @@ unit: ## libraries and services, on loopback
 conformance: ## credentials before foreign verifiers, containers beside foreign programs, and attacks on both
 	@$(RUN) pytest tests/conformance/x509
 	@$(RUN) pytest -n 3 --dist loadfile tests/conformance/udocker
+	@$(RUN) pytest tests/conformance/mesos tests/conformance/cvmfs
 
-molecule: ## roles, on hosts that are containers
+molecule: ## what no cluster below shows: playbooks twice and in check mode, CVMFS
+	@$(RUN) molecule test -s default -s cvmfs
+
+roles: ## each role by itself, on hosts that are containers
 	@$(RUN) molecule test --all
 
 integration: ## whole clusters, from a template to a finished job and back
-	@$(RUN) pytest tests/integration
+	@$(RUN) pytest -m "not nightly" --durations 12 tests/integration
 
-nightly: ## what takes too long for every change: names from 100,000 tokens, and a soak of 20 minutes
+nightly: roles ## what takes too long for every change: also names from 100,000 tokens, and a soak of 20 minutes
 	@HYPOTHESIS_PROFILE=nightly $(RUN) pytest -n 2 tests/unit/x509/test_x509_claims_to_names.py tests/unit/x509/test_x509_names.py
+	@$(RUN) pytest -m nightly tests/integration
 	@$(RUN) tests/bench/credentials/soak.py --minutes 20
 
 docs: ## reference of the collection, in build/docs

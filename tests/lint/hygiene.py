@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """What no file may hold: a package registry's host (the machine supplies it), a path of the machine it was written on,
-a private key; and what each source file must hold: its licence.
+a private key, anything that is no text; and what each source file must hold: its licence.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-# Registries and mirrors of packages and images. Names are written so that this file does not hold them either.
+# Registries and mirrors of packages and images. Names are written so that this file does not hold them either. In a
+# list by itself one of them is a package of Debian's.
 REGISTRY = re.compile(
     r"[\w.-]*(?:pypi\.org|pythonhosted\.org|npmjs\.(?:org|com)|yarnpkg\.com|(?:deb|ftp|mirror)[\w.-]*\.debian\.org"
-    r"|archive\.ubuntu\.com|docker\.io|quay\.io|ghcr\.io|gcr\.io)\b"
+    r"|archive\.ubuntu\.com|(?<!\[)docker\.io|quay\.io|ghcr\.io|gcr\.io)\b"
 )
 # Names without a host mean images of a default registry, as everywhere: one file has to say which that is.
 DEFAULT_REGISTRY = "collections/ansible_collections/dodas/cluster/plugins/module_utils/udocker/reference.py"
@@ -47,6 +48,7 @@ def problems(name):
     try:
         text = (ROOT / name).read_text()
     except UnicodeDecodeError:
+        yield 1, "no text: what is fetched or built is not kept here"
         return
     path = Path(name)
     source = path.suffix in SOURCE or path.name in SOURCE_NAMES or text.startswith("#!")

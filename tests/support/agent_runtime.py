@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,17 +16,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import consul_runtime
 from ansible_collections.dodas.cluster.plugins.module_utils.images import build, catalogue
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import Podman, image_store
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENT = ROOT / "roles/container_engine/files/dodas_agent.py"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def eventually(condition, seconds=10):
@@ -169,6 +164,31 @@ class RealConsul:
             self.process = None
 
 
+class GuardedConsul:
+    """A real Consul that asks for a token, as role consul sets it up; it remembers what it knew when it was stopped."""
+
+    def __init__(self, folder):
+        self.consul = consul_runtime.Consul(folder)
+        self.consul.start()
+        self.port = self.consul.port
+        self.token_file = self.consul.token_file("app_agent")
+
+    def start(self):
+        self.consul.start()
+
+    def stop(self):
+        self.consul.kill()
+
+    @property
+    def checks(self):
+        return self.consul.call("GET", "/v1/agent/checks")
+
+    @property
+    def names(self):
+        services = self.consul.call("GET", "/v1/agent/services")
+        return {name: {**one, "Name": one["Service"]} for name, one in services.items()}
+
+
 def consul_program(tmp_path):
     """A real Consul: the one installed, or that of the hosts' image, which is built where it is not there yet."""
     installed = shutil.which("consul")
@@ -201,7 +221,8 @@ PODMAN = """#!/bin/sh
 class Agent:
     """The agent as a process of its own, and the host that it looks at."""
 
-    def __init__(self, folder, consul_port):
+    def __init__(self, folder, consul_port, token_file=None):
+        self.arguments = [f"--consul-token={token_file}"] if token_file else []
         self.bin, self.records, self.states = folder / "bin", folder / "apps", folder / "states"
         self.ca_file = folder / "ca.pem"
         self.consul_port = consul_port
@@ -218,7 +239,8 @@ class Agent:
             f"import sys, pathlib; sys.path.insert(0, {str(AGENT.parent)!r}); sys.dont_write_bytecode = True\n"
             f"import dodas_agent as agent; agent.RECORDS = pathlib.Path({str(self.records)!r})\n"
             f"agent.STATES = pathlib.Path({str(self.states)!r}); agent.CONSUL = ('127.0.0.1', {self.consul_port})\n"
-            f"agent.CA_FILE = {str(self.ca_file)!r}; agent.EAGER = 0.05; agent.main()"
+            f"agent.CA_FILE = {str(self.ca_file)!r}; agent.EAGER = 0.05\n"
+            f"agent.settle({self.arguments!r}); agent.main()"
         )
         environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"}
         with self.log.open("a") as stream:

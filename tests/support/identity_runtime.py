@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from ports import free_port
 
 SOURCE = Path(__file__).resolve().parents[2] / "containers" / "identity"
 AUDIENCE = "https://credentials.test:8444"
@@ -66,12 +67,6 @@ def install() -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def scrypt(password: str) -> dict[str, str]:

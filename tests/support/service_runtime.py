@@ -19,7 +19,8 @@ import httpx
 import yaml
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import join
-from identity_runtime import AUDIENCE, SERVICE_SECRET, Identity, free_port, make_certificate
+from identity_runtime import AUDIENCE, SERVICE_SECRET, Identity, make_certificate
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENT = "test"

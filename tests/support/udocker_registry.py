@@ -35,15 +35,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
 
+from ports import free_port
+
 DEADLINE = 20.0
 USERS = {"ann": "ann's secret, with: a colon", "bob": "bob-secret"}  # ann may push and pull, bob may pull
 SERVICE = 'registry, of "tests"'
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Authority:

@@ -516,7 +516,8 @@ class HTCondor(Verifier):
             for name, template in made.items()
         ]
         play = {"hosts": "all", "connection": "local", "gather_facts": False, "tasks": tasks}
-        play["vars_files"] = [str(ROOT / "roles" / role / "defaults" / "main.yml") for role in ("htcondor", "worker")]
+        files = ("htcondor/defaults", "htcondor/vars", "worker/defaults", "worker/vars")
+        play["vars_files"] = [str(ROOT / "roles" / file / "main.yml") for file in files]
         (folder / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
         command = ["ansible-playbook", "-i", "localhost,", "-e", json.dumps(variables), folder / "play.yml"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -11,6 +11,7 @@ import urllib.request
 
 import pytest
 
+from ports import free_port
 from udocker_program import Program, until
 
 TUNNEL = "/dev/net/tun"
@@ -36,12 +37,6 @@ def udocker(request):
 def _clear(udocker):
     yield
     udocker.clear()
-
-
-def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(socket.AF_INET, kind) as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def get(port, path="/"):
@@ -123,7 +118,7 @@ def test_a_half_closed_connection_stays_open_the_other_way(udocker):
 
 
 def test_udp(udocker):
-    port = free_port(socket.SOCK_DGRAM)
+    port = free_port()
     udocker.out(
         "run", "-d", "--name=dns", "--network=none", "-p", f"127.0.0.1:{port}:53/udp", *HOST, "busybox",
         "/usr/bin/python3", "-c", ECHO,

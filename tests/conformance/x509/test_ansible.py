@@ -21,7 +21,8 @@ import identity_flows as flows
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import csr, files, held, proxies
 from ansible_collections.dodas.cluster.plugins.module_utils.x509.authority import Authority
 from ansible_runtime import Ansible
-from identity_runtime import AUDIENCE, WORKER_SECRET, Identity, free_port
+from identity_runtime import AUDIENCE, WORKER_SECRET, Identity
+from ports import free_port
 from service_runtime import DEPLOYMENT, HOST, Credentials
 
 CREDENTIAL, INFO = "dodas.cluster.x509_credential", "dodas.cluster.x509_credential_info"

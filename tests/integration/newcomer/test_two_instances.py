@@ -9,6 +9,8 @@ import subprocess
 import pytest
 
 NAMESPACE = "/DC=org/DC=example/O=site"
+# Without it Consul shows nobody anything.
+TOKEN = "CONSUL_HTTP_TOKEN_FILE=/etc/dodas/credentials/consul.token"
 CA = """basicConstraints=critical,CA:TRUE,pathlen:0
 keyUsage=critical,keyCertSign,cRLSign
 subjectKeyIdentifier=hash
@@ -71,7 +73,7 @@ def test_one_instance_is_enough(dodas, before, template, site_ca, cluster_of):
         directory = "/var/lib/dodas/worker/certificates"
         command = f"openssl verify -allow_proxy_certs -CApath {directory} -untrusted {proxy} {proxy}"
         assert cluster.run("worker-1", command).strip().endswith(": OK")
-        kept = cluster.run("signer-1", "consul kv get -recurse dodas/credentials | base64")
-        assert kept and "PRIVATE KEY" not in cluster.run("signer-1", "consul kv export dodas/credentials")
+        kept = cluster.run("signer-1", f"{TOKEN} consul kv get -recurse dodas/credentials | base64")
+        assert kept and "PRIVATE KEY" not in cluster.run("signer-1", f"{TOKEN} consul kv export dodas/credentials")
     finally:
         dodas("down", "--name", "e2e2")
