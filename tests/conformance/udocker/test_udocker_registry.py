@@ -263,6 +263,24 @@ def test_an_upload_that_breaks_is_gone_on_with(tmp_path, store, opened, layout):
         assert_same(store, pull(store, registry, "team/app:1"), digest)
 
 
+def test_an_upload_that_the_registry_gives_up_begins_again(tmp_path, store, opened, layout, monkeypatch):
+    """As it does when more of what broke arrives after it told how far it was."""
+    opened.put(layout, "busybox:latest", "team/busybox:1")
+    image = pull(store, opened, "team/busybox:1")
+
+    def sent(self, repository, _location, _where):
+        location = self.start_upload(repository, image.manifest)
+        with self.endpoint.request("DELETE", location, client.push_scope(repository)) as response:
+            assert response.status == 204
+        return 0, location
+
+    monkeypatch.setattr(client.Registry, "sent", sent)
+    with Registry(tmp_path) as registry, faults.Relay(registry.port, count=1 << 20, breaks=1) as relay:
+        digest = transfer.push(store, image.name, f"{relay.host}/team/app:1", parallel=1)
+        assert ("PATCH", 404) in [(how, status) for how, _path, status in registry.requests()]
+        assert_same(store, pull(store, registry, "team/app:1"), digest)
+
+
 def test_what_is_missing_cannot_be_pushed(store, opened, layout):
     opened.put(layout, "busybox:latest", "team/busybox:1")
     image = pull(store, opened, "team/busybox:1")

@@ -163,8 +163,9 @@ class Client:
                 if early is not None:
                     return Response(self, url, key, connection, early)
                 self._discard(connection)
-                # A kept connection may have been closed meanwhile: that says nothing about the server.
-                if used and isinstance(exc, (ConnectionError, http.client.BadStatusLine)):
+                # A kept connection may have been closed meanwhile: that says nothing about the server. Of an upload,
+                # part may have arrived: its sender has to ask how far it came.
+                if used and not callable(body) and isinstance(exc, (ConnectionError, http.client.BadStatusLine)):
                     continue
                 raise _failure(f"{method} {shown(url)}", exc) from exc
             except BaseException:

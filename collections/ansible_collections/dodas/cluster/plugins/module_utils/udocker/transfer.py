@@ -729,16 +729,20 @@ class _Push:
             body = functools.partial(_Sent, self, blob, start)
             try:
                 location = registry.send(repository, location, body, start, size - start, where)
-                start = size
-            except Unreachable:
-                failures += 1
-                if failures >= ATTEMPTS:
+                break
+            except (Unreachable, NotFound) as exc:
+                # A registry gives up an upload whose rest begins elsewhere than it thinks: what was on its way when
+                # the connection broke may have arrived after it told how far it was.
+                forgotten = isinstance(exc, NotFound)
+                if failures + 1 >= ATTEMPTS or (forgotten and not failures):
                     raise
-                time.sleep(registry.client.pause * 2**failures)
-                try:
-                    start, location = registry.sent(repository, location, where)
-                except NotFound:  # the registry has forgotten the upload
-                    start, location = 0, registry.start_upload(repository, digest)
+            failures += 1
+            time.sleep(registry.client.pause * 2**failures)
+            try:
+                start, location = (0, None) if forgotten else registry.sent(repository, location, where)
+            except NotFound:
+                start, location = 0, None
+            location = location or registry.start_upload(repository, digest)
         registry.finish_upload(repository, location, digest, where)
 
 
