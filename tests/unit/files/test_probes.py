@@ -106,6 +106,12 @@ def test_a_proxy_is_asked_for_the_whole_url(web):
     assert found["ok"] and web.asked == ["http://elsewhere.example/x?y=1"]
 
 
+def test_the_last_of_several_requests_counts(web):
+    """What a cache has to fetch first is no hit, though the cache works."""
+    (found,) = probes.run([url(web, requests=2)], 0)
+    assert found["ok"] and len(web.asked) == 2
+
+
 def test_a_url_that_nobody_answers_is_named(web):
     web.close()
     (found,) = probes.run([url(web)], 0)

@@ -42,7 +42,8 @@ def run(probes, timeout):
 def attempt(probe, timeout=SLOWEST):
     """One try of at most `timeout` seconds: whether it held, and what it found or why not."""
     try:
-        status, output, error = (_fetch if probe.get("url") else _run)(probe, timeout)
+        for _request in range(probe.get("requests") or 1):
+            status, output, error = (_fetch if probe.get("url") else _run)(probe, timeout)
         expected = re.compile(probe.get("expect") or "", re.M)
     except subprocess.TimeoutExpired:
         return False, f"{probe['command'][0]}: no answer in {timeout:.0f} s"

@@ -42,6 +42,11 @@ options:
         description: URL of the proxy that is asked for O(probes[].url).
         type: str
         default: ""
+      requests:
+        description: How often O(probes[].url) is asked in one try, of which the last answer counts. A cache may answer
+          from what it keeps only the second time.
+        type: int
+        default: 1
       resolve:
         description: Addresses of names that the host cannot look up.
         type: dict
@@ -110,6 +115,7 @@ def main():
         "url": {"type": "str"},
         "authorities": {"type": "str", "default": ""},
         "proxy": {"type": "str", "default": ""},
+        "requests": {"type": "int", "default": 1},
         "resolve": {"type": "dict", "default": {}},
         "expect": {"type": "str", "default": ""},
         "detail": {"type": "str", "default": ""},
