@@ -3,12 +3,18 @@
 
 import re
 import threading
+from contextlib import suppress
 
 import pytest
 
 from ansible_collections.dodas.cluster.plugins.module_utils.marathon import apps, deployments, groups
 from ansible_collections.dodas.cluster.plugins.module_utils.marathon.client import Deadline
-from ansible_collections.dodas.cluster.plugins.module_utils.marathon.errors import Invalid, Locked, NotDeployed
+from ansible_collections.dodas.cluster.plugins.module_utils.marathon.errors import (
+    Invalid,
+    Locked,
+    NotDeployed,
+    NotFound,
+)
 from mesos_runtime import wait_for
 
 HEALTHY = [{"protocol": "COMMAND", "command": {"value": "true"}, "delaySeconds": 0, "intervalSeconds": 1}]
@@ -44,7 +50,8 @@ def client(cluster):
     yield client
     with client.within(60):
         for one in client.deployments():
-            client.request("DELETE", f"/v2/deployments/{one['id']}", [("force", "true")])
+            with suppress(NotFound):  # it has ended meanwhile
+                client.request("DELETE", f"/v2/deployments/{one['id']}", [("force", "true")])
         deployments.remove_group(client, "/test", force=True)
         wait_for(lambda: not client.deployments() and not client.apps(), "what the test made is gone")
 

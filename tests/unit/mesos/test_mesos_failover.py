@@ -9,7 +9,7 @@ from mesos_runtime import Masters, call, freeze, thaw, wait_for
 
 def test_a_leader_that_answers_no_more_is_replaced(zookeeper, secure, client_of):
     with Masters(zookeeper, 3, **secure) as masters:
-        client = client_of(masters)
+        client = client_of(masters, patience=60.0)
         client.call("GET_AGENTS")
         before = client.leader
         masters.leader().kill()
