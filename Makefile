@@ -4,10 +4,10 @@ RUN := tests/setup
 PARTS := lint unit conformance molecule integration
 
 .DEFAULT_GOAL := help
-.PHONY: help test $(PARTS) roles nightly docs udocker pins clean
+.PHONY: help test $(PARTS) roles openstack openstack-testbed nightly docs udocker pins clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
 
 test: ## lint, unit, conformance, molecule and integration, and how long each took
 	@$(RUN) tests/timed $(PARTS)
@@ -30,11 +30,20 @@ roles: ## each role by itself, on hosts that are containers
 	@$(RUN) molecule test --all
 
 integration: ## whole clusters, from a template to a finished job and back
-	@$(RUN) pytest -m "not nightly" --durations 12 tests/integration
+	@$(RUN) pytest -m "not nightly" --durations 12 --ignore tests/integration/openstack tests/integration
+
+openstack: ## provisioning before a real OpenStack, and whole clusters on its servers
+	@$(RUN) pytest -m "not nightly" --durations 12 tests/conformance/openstack
+	@$(RUN) pytest -m "not nightly" --durations 12 tests/integration/openstack
+
+openstack-testbed: ## a real OpenStack on this machine, to try things on
+	@$(RUN) tests/testbeds/openstack/testbed up --compute guests --hosts 3
 
 nightly: roles ## what takes too long for every change: also names from 100,000 tokens, and a soak of 20 minutes
 	@HYPOTHESIS_PROFILE=nightly $(RUN) pytest -n 2 tests/unit/x509/test_x509_claims_to_names.py tests/unit/x509/test_x509_names.py
-	@$(RUN) pytest -m nightly tests/integration
+	@$(RUN) pytest tests/conformance/openstack
+	@$(RUN) pytest tests/integration/openstack
+	@$(RUN) pytest -m nightly --ignore tests/integration/openstack tests/integration
 	@$(RUN) tests/bench/credentials/soak.py --minutes 20
 
 docs: ## reference of the collection, in build/docs

@@ -20,6 +20,7 @@ from rich.markup import escape
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import client, files, tokens, web
 from ansible_collections.dodas.cluster.plugins.module_utils.x509.deps import x509
 from dodas import deployments, doctor, login, proxy, services, show
+from dodas.clouds import cloud_option
 from dodas.errors import DodasError, InputError
 from dodas.options import json_option, name_option
 
@@ -508,13 +509,18 @@ def _refusal(error):
 
 @click.command("doctor")
 @name_option
+@cloud_option
 @click.option("--timeout", default=20, show_default=True, help="Seconds to wait for each host.")
 @json_option
-def call_doctor(name, timeout, as_json):
+def call_doctor(name, cloud, timeout, as_json):
     """Find what is wrong: login, issuer, credentials service, and on each host clock, apps, certificates, proxy, pool.
 
-    Names each host that is sick and says what to do. Exit status 1 if there is one.
+    Names each host that is sick and says what to do. Exit status 1 if there is one. With --cloud, looks at a cloud
+    before anything is deployed there: the login and what the project may still have.
     """
+    if cloud:
+        _look_at_cloud(cloud, as_json)
+        return
     deployment = deployments.only(name)
     checks = doctor.look(deployment, timeout)
     bad = [one for one in checks if one.ok is False]
@@ -532,6 +538,20 @@ def call_doctor(name, timeout, as_json):
         sys.exit(1)
     if not as_json:
         click.echo(f"{deployment.name}: {doctor.counted(len(hosts), 'host')}, all well")
+
+
+def _look_at_cloud(cloud, as_json):
+    checks = doctor.look_at_cloud(cloud)
+    bad = [one for one in checks if one.ok is False]
+    if as_json:
+        click.echo(json.dumps({"name": cloud, "ok": not bad, "checks": [dataclasses.asdict(one) for one in checks]}))
+    else:
+        table = show.table("cloud", "", "found")
+        for one in checks:
+            table.add_row(one.name, MARK[one.ok], escape(one.found))
+        show.console.print(table)
+    if bad:
+        raise DodasError(f"{cloud}: {'; '.join(f'{one.name}: {one.found} ({one.advice})' for one in bad)}")
 
 
 MARK = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[dim]-[/]"}

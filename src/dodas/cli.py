@@ -19,8 +19,10 @@ from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import 
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs as tosca_inputs
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
-from dodas import access, cluster, deployments, jobs, machine, show, udocker
+from dodas import access, clouds, cluster, deployments, jobs, machine, nodes, show, udocker
+from dodas.clouds import cloud_option
 from dodas.deployments import ROOT, Deployment
+from dodas.doctor import APPS, counted
 from dodas.errors import DodasError, InputError
 from dodas.options import complete_names, json_option, name_option
 
@@ -29,7 +31,10 @@ DEFAULT_TEMPLATE = ROOT / "templates" / "tier3.yaml"
 
 def _complete_inputs(_context, _parameter, incomplete):
     template = tosca.load(DEFAULT_TEMPLATE)
-    return [f"{name}=" for name in template.inputs if name.startswith(incomplete)]
+    known = list(template.inputs)
+    if incomplete.startswith(clouds.PREFIX):  # else the many would hide the few
+        known += clouds.settings()
+    return [f"{name}=" for name in known if name.startswith(incomplete)]
 
 
 yes_option = click.option("--yes", "-y", is_flag=True, help="Install what is needed without asking.")
@@ -47,17 +52,24 @@ def main():
       ./dodas submit examples/dimuon --wait   run 18 jobs and fit a Z boson
       ./dodas scale workers=4                 more workers
       ./dodas down                            remove it
+
+    \b
+    The same on OpenStack, with an entry of clouds.yaml:
+      ./dodas up --cloud NAME --plan          what would be made, how large, at what cost
+      ./dodas up --cloud NAME
     """
 
 
 @main.command()
 @click.argument("source", required=False, type=click.Path(path_type=Path), metavar="[TEMPLATE]")
-@click.option("--backend", type=click.Choice(deployments.BACKENDS), help="Where hosts come from.  [default: local]")
+@click.option("--backend", type=click.Choice(deployments.BACKENDS),
+              help="Where hosts come from.  [default: local; openstack with --cloud]")  # fmt: skip
+@cloud_option
 @click.option("--engine", type=click.Choice(deployments.ENGINES),
               help="What runs the services.  [default: podman; udocker where root is missing]")  # fmt: skip
 @click.option("--name", "-n", metavar="NAME", help="Name of the deployment.  [default: that of the template's file]")
 @click.option("-p", "--input", "pairs", multiple=True, metavar="NAME=VALUE", shell_complete=_complete_inputs,
-              help="An input of the template; may be repeated.")  # fmt: skip
+              help="An input of the template, or a setting of the cloud (cloud_...); may be repeated.")  # fmt: skip
 @click.option("--inputs", "inputs_file", type=click.Path(path_type=Path), help="Inputs from a YAML or JSON file.")
 @click.option("--vars", "variables", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
               help="Ansible variables, such as the secret of a client of your IAM; may be a vault.")  # fmt: skip
@@ -65,24 +77,36 @@ def main():
 @yes_option
 @json_option
 @verbose_option
-def up(source, backend, engine, name, pairs, inputs_file, variables, plan, yes, as_json, verbose):
+def up(source, backend, cloud, engine, name, pairs, inputs_file, variables, plan, yes, as_json, verbose):
     """Make a cluster from a template, or finish or change the one that is there.
 
     TEMPLATE is a TOSCA file (default: templates/tier3.yaml) or, for machines that exist, an Ansible inventory whose
     groups are named after roles (see inventories/existing). Says complete only when every probe holds.
+
+    \b
+    On OpenStack, -p also sets what the cloud is to give; docs/openstack.md has all of it:
+      -p cloud_image=debian-12 -p cloud_flavor=m1.medium   by name, id or tag; else what fits the template
+      -p cloud_network=NAME                                one that is there; else a new one with a router
+      -p cloud_floating_ips=none                           reach hosts by their own addresses, or by the first one
+      -p cloud_expires=7d                                  noted on all that is made
     """
     start = time.monotonic()
+    if cloud:
+        backend, pairs = backend or "openstack", (*pairs, f"cloud_name={cloud}")
     deployment = _deployment(source, backend, engine, name, pairs, inputs_file, yes or as_json)
     if deployment.is_plain:
         if not plan:
             _build_images("udocker", progress=None if as_json else _say_built)
-    elif deployment.backend == "local":
-        machine.become_root()
+    elif deployment.backend != "existing":
+        machine.become_root(keep=clouds.file() if deployment.is_remote else None)
         machine.ensure_packages(yes)
+        if deployment.is_remote:
+            clouds.connect(deployment.settings)  # a login that is refused is not to wait for images
         if not plan:
-            _build_images("podman", progress=None if as_json else _say_built)
+            names = [app for app in deployment.groups() if app in APPS] if deployment.is_remote else ()
+            _build_images("podman", names, progress=None if as_json else _say_built)
     if plan:
-        sys.exit(deployment.play("up", variables, verbose=verbose, quiet=as_json, check=True)["status"])
+        sys.exit(_plan(deployment, variables, verbose, as_json))
     known = deployment.name in deployments.names()
     with deployment.lock():
         deployment.save()
@@ -223,14 +247,26 @@ def scale(counts, name, as_json, verbose):
 @main.command()
 @name_option
 @click.argument("which", required=False, metavar="[NAME]", shell_complete=complete_names)
+@click.option("--backend", type=click.Choice(["openstack"]), help="For a deployment that is not recorded here.")
+@cloud_option
+@click.option("--deployment", "lost", metavar="UUID|NAME", help="One that is found in the cloud, by what is tagged.")
 @json_option
 @verbose_option
-def down(name, which, as_json, verbose):
-    """Remove a cluster: hosts, networks, volumes, keys and secrets. Images stay, for the next one."""
+def down(name, which, backend, cloud, lost, as_json, verbose):
+    """Remove a cluster: hosts, networks, volumes, keys and secrets. Images stay, for the next one.
+
+    \b
+    When all that this machine knew of it is lost, or it was made from another one:
+      ./dodas down --cloud NAME --deployment UUID
+    """
     start = time.monotonic()
     if name and which and name != which:
         raise InputError(f"which deployment is it: {name} or {which}?")
-    deployment = deployments.only(name or which)
+    if (backend or cloud) and not lost:
+        raise InputError("--backend and --cloud are for what is not recorded here: name it with --deployment")
+    if lost and (name or which):
+        raise InputError("a deployment that is recorded here needs no --deployment")
+    deployment = _lost(lost, cloud) if lost else deployments.only(name or which)
     if deployment.backend == "local" and not deployment.is_plain:
         machine.become_root()
     with deployment.lock(end=True):
@@ -244,9 +280,17 @@ def down(name, which, as_json, verbose):
 
 
 @main.command("list")
+@cloud_option
 @json_option
-def list_(as_json):
-    """List the deployments."""
+def list_(cloud, as_json):
+    """List the deployments: those that are recorded here or, with --cloud, all that are in a cloud."""
+    if cloud:
+        there = clouds.deployed({"cloud_name": cloud})
+        if as_json:
+            click.echo(json.dumps(there))
+        else:
+            show.deployed(there)
+        return
     found = [Deployment.load(name) for name in deployments.names()]
     if as_json:
         rows = [
@@ -270,10 +314,21 @@ def list_(as_json):
 @click.argument("names", nargs=-1)
 @click.option("--engine", type=click.Choice(deployments.ENGINES),
               help="The engine that they are for.  [default: podman; udocker without root]")  # fmt: skip
+@nodes.options
 @yes_option
 @json_option
-def images(action, names, engine, yes, as_json):
-    """List the container images, build them (all, or those NAMES), or remove those that are out of date."""
+def images(action, names, engine, disk_format, cloud, upload, yes, as_json):
+    """List the container images, build them (all, or those NAMES), or remove those that are out of date.
+
+    With --format, disk images of hosts in a cloud, which have the container images and all packages in them.
+    """
+    if disk_format:
+        if engine:
+            raise InputError("a disk image has its own engine: leave out --engine or --format")
+        nodes.command(action, names, cloud, upload, yes, as_json)
+        return
+    if cloud or upload is not None:
+        raise InputError("container images are not uploaded: say --format qcow2 for an image of a cloud's hosts")
     engine = engine or ("podman" if os.geteuid() == 0 else "udocker")
     if engine == "podman":
         machine.become_root()
@@ -355,19 +410,26 @@ def _deployment(source, backend, engine, name, pairs, inputs_file, yes):
     backend = backend or (known.backend if known else ("local" if _is_tosca(source) else "existing"))
     if known and backend != known.backend:
         raise InputError(f"deployment {name} exists with backend {known.backend}: ./dodas down {name} first")
-    if backend == "local" and not _is_tosca(source):
-        raise InputError(f"{source}: backend local needs a TOSCA template, and this is none")
+    if backend != "existing" and not _is_tosca(source):
+        raise InputError(f"{source}: backend {backend} needs a TOSCA template, and this is none")
     given = {}
-    if backend == "local":
+    if backend != "existing":
         try:
             given = {**(tosca_inputs.read(str(inputs_file)) if inputs_file else {}), **_pairs(pairs)}
         except TemplateError as exc:
             raise InputError(str(exc)) from exc
-        given = _load(source, {**(known.inputs if known else {}), **given}).values
+        template = _load(source, {**(known.inputs if known else {}), **given})
+        given = template.values
+        if backend == "openstack":
+            clouds.check(template.settings)
+        elif template.settings:
+            raise InputError(f"{', '.join(template.settings)}: for --backend openstack")
     elif pairs or inputs_file:
         raise InputError("an inventory has no inputs: set variables in it")
     if known and engine and engine != known.engine:
         raise InputError(f"deployment {name} exists with engine {known.engine}: ./dodas down {name} first")
+    if backend == "openstack" and engine == "udocker":
+        raise InputError("engine udocker is for machines where you are not root: servers of a cloud have podman")
     if not engine:
         engine = known.engine if known else _engine(source, given, backend, yes)
     deployment = Deployment(name, source, backend, engine, given)
@@ -375,6 +437,41 @@ def _deployment(source, backend, engine, name, pairs, inputs_file, yes):
     if backend == "existing" and "marathon" in groups:
         deployment.engine = "marathon"
     return deployment
+
+
+def _lost(which, cloud):
+    """A deployment of the cloud, as it is recorded here or as its tags tell."""
+    for name in deployments.names():
+        known = Deployment.load(name)
+        if known.is_remote and which == known.uuid:
+            return known
+    given = {"cloud_name": cloud} if cloud else {}
+    found = clouds.find(which, given)
+    known = Deployment.load(found["name"]) if found["name"] in deployments.names() else None
+    if known and known.uuid == found["uuid"]:
+        return known
+    # Where another one of its name is recorded here, that one's directory is not to go.
+    name = found["name"] if not known else f"lost-{found['uuid'][:8]}"
+    return Deployment(name, Path("localhost,"), "openstack", inputs=given, uuid=found["uuid"])
+
+
+def _plan(deployment, variables, verbose, as_json):
+    """Show what `up` would change; the exit status. Hosts that are not there yet cannot be looked at."""
+    report = deployment.play("provision", variables, verbose=verbose, quiet=not verbose, check=True)
+    planned = report.get("planned") or {"plan": {}}
+    new = [host for kind in ("create", "replace") for host in planned["plan"].get(kind, ())]
+    for error in report["errors"] if not verbose else ():
+        click.echo(f"dodas: {error['host']}: {error['task']}: {error['reason']}", err=True)
+    if report["status"] == 0 and not new:
+        report = deployment.play("up", variables, verbose=verbose, quiet=as_json, check=True)
+    if as_json:
+        click.echo(json.dumps({"name": deployment.name, **planned, "errors": report["errors"]}))
+    elif report["status"] == 0:
+        if new:
+            click.echo(planned.get("summary") or f"make {', '.join(new)}")
+        hosts = f"{counted(len(new), 'host')} would be made" if new else "all hosts are there"
+        click.echo(f"{deployment.name}: {hosts}; nothing was changed")
+    return report["status"]
 
 
 def _scaling(deployment, wanted, template):
@@ -413,9 +510,11 @@ def _pairs(pairs):
 
 def _engine(source, given, backend, yes):
     """The engine for a new deployment, where nobody said which."""
-    if backend != "local":
+    if backend == "existing":
         return "podman"
-    return "marathon" if "marathon" in _load(source, given).groups else machine.choose_engine(yes)
+    if "marathon" in _load(source, given).groups:
+        return "marathon"
+    return machine.choose_engine(yes) if backend == "local" else "podman"
 
 
 def _forget(deployment):
@@ -433,7 +532,7 @@ def _explain(deployment, report, found, advice=None, shown=False):
         for app, state in one["apps"].items():
             if state["state"] != "passing":
                 click.echo(f"dodas: {host}: {app}: {state['output']}", err=True)
-    if deployment.name not in deployments.names():
+    if not advice and deployment.name not in deployments.names():
         raise DodasError(f"{deployment.name}: nothing was made")
     command = deployment.command
     advice = advice or f"{command('up')} goes on from here, {command('down')} removes it"

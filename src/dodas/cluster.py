@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ansible_collections.dodas.cluster.plugins.module_utils import deployment as store
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
 from dodas import deployments
 
@@ -18,10 +19,12 @@ def look(deployment, timeout=0):
 def describe(deployment, report):
     """The cluster as a playbook that ended with check.yml found it."""
     probes = [{"host": host, **probe} for host, found in report["probes"].items() for probe in found]
+    recorded = deployment.hosts if deployment.is_remote else {}
     hosts = {
-        name: {"address": address, "apps": report.get("apps", {}).get(name, {})}
+        name: {"address": address, "apps": report.get("apps", {}).get(name, {}),
+               **{key: value for key, value in recorded.get(name, {}).items() if key != "address"}}
         for name, address in deployment.addresses().items()
-    }
+    }  # fmt: skip
     healthy = [app["state"] == "passing" for host in hosts.values() for app in host["apps"].values()]
     mesos = report.get("mesos")
     healthy.append(not mesos or (mesos["quorum"]["ok"] and not mesos["missing"]))
@@ -31,6 +34,7 @@ def describe(deployment, report):
         "backend": deployment.backend,
         "engine": deployment.engine,
         "source": str(deployment.source),
+        "uuid": store.uuid(deployment.directory, make=False),
         "only": len(deployments.names()) == 1,
         "complete": report["status"] == 0 and bool(probes) and all(probe["ok"] for probe in probes) and all(healthy),
         "hosts": hosts,

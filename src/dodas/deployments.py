@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment as store
+from ansible_collections.dodas.cluster.plugins.module_utils import sshkeys
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca import inputs as tosca_inputs
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import template as tosca
-from dodas import lock, places
+from dodas import lock, places, tunnels
 from dodas.errors import DodasError, InputError
 
 ROOT = Path(os.environ.get("DODAS_ROOT", Path(__file__).resolve().parents[2]))
-BACKENDS = ("local", "existing")
+BACKENDS = ("local", "existing", "openstack")
 ENGINES = ("podman", "udocker", "marathon")
 
 
@@ -36,6 +38,7 @@ class Deployment:
     backend: str = "local"
     engine: str = "podman"
     inputs: dict = field(default_factory=dict)
+    uuid: str | None = None  # of a cloud's deployment, where it is not recorded here
     _held: tuple = ()  # file descriptors that playbooks inherit
     _listed: dict = field(default_factory=dict)  # the inventory, once it was asked
 
@@ -47,8 +50,8 @@ class Deployment:
         if record is None:
             there = ", ".join(names()) or "none"
             raise InputError(f"there is no deployment {name!r} (there are: {there}); ./dodas up makes one")
-        inputs = store.read_json(path / "inputs.json", {})
-        return cls(name, Path(record["source"]), record["backend"], record["engine"], inputs)
+        inputs, uuid = store.read_json(path / "inputs.json", {}), store.uuid(path, make=False)
+        return cls(name, Path(record["source"]), record["backend"], record["engine"], inputs, uuid)
 
     @property
     def directory(self):
@@ -102,7 +105,9 @@ class Deployment:
             inventory = "localhost,"
             variables = {"dodas_deployment": self.name, "dodas_state_dir": str(self.directory),
                          "dodas_backend": self.backend, "dodas_engine": self.engine,
-                         "ansible_connection": "local"}  # fmt: skip
+                         "dodas_uuid": self.uuid, "ansible_connection": "local",
+                         "ansible_python_interpreter": sys.executable,
+                         **self.settings}  # fmt: skip
         command = [_ansible(), "-i", inventory, str(ROOT / "playbooks" / f"{playbook}.yml")]
         if variables:
             command += ["-e", f"@{variables.resolve()}" if isinstance(variables, Path) else json.dumps(variables)]
@@ -155,20 +160,37 @@ class Deployment:
             self.sockets.mkdir(parents=True, exist_ok=True, mode=0o700)
             options += ["-o", "ControlMaster=auto", "-o", "ControlPersist=30", "-o", f"ControlPath={self.sockets}/%C"]
         if _is_template(self):
-            options += ["-i", str(keys / "id_ed25519"), "-o", f"UserKnownHostsFile={keys / 'known_hosts'}",
-                        "-o", "StrictHostKeyChecking=yes"]  # fmt: skip
+            options += ["-i", str(keys / "id_ed25519"), *sshkeys.options(self.directory, host, self.hosts)]
         else:
             variables = self._variables(host)
             options += shlex.split(variables.get("ansible_ssh_common_args", ""))
             if "ansible_ssh_private_key_file" in variables:
                 options += ["-i", variables["ansible_ssh_private_key_file"]]
             options += ["-p", str(variables.get("ansible_port", 22))]
+        address = sshkeys.outer_address(self.hosts[host]) if _is_template(self) else addresses[host]
         terminal = ["-t"] if text and not command else []
-        return ["ssh", *options, *terminal, f"{self._user(host)}@{addresses[host]}", *([text] if text else [])]
+        return ["ssh", *options, *terminal, f"{self._user(host)}@{address}", *([text] if text else [])]
 
     def ssh_as_root(self, host, *command, fresh=False):
         """As `ssh`; a user other than root needs sudo without a password, but where apps need no root."""
         return self.ssh(host, self.place(host).as_root(" ".join(command), self._user(host)), fresh=fresh)
+
+    def entry(self, host, ports):
+        """The address at which this machine reaches the services on these ports of a host; None for a host without."""
+        address = self.addresses().get(host)
+        if address and self.is_remote:
+            return tunnels.to(self, host, ports)
+        return address
+
+    @property
+    def settings(self):
+        """Those of the cloud that its hosts come from."""
+        return tosca_inputs.settings(self.inputs)
+
+    @property
+    def is_remote(self):
+        """Whether its hosts are in a cloud, where of all ports only SSH's can be counted on to be open."""
+        return self.backend == "openstack"
 
     @property
     def is_plain(self):

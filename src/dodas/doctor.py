@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible_collections.dodas.cluster.plugins.module_utils.x509 import client, tokens, web
-from dodas import examine, login, services
+from dodas import clouds, examine, login, services
 from dodas.errors import DodasError
 
 APPS = ("identity", "credentials", "squid", "conditions", "htcondor", "worker")
@@ -44,13 +44,14 @@ class Check:
 
 def look(deployment, timeout=20):
     """All checks of a deployment, the cluster's first. timeout: seconds for each host."""
-    where, groups, hosts = services.of(deployment), deployment.groups(), list(deployment.addresses())
+    where, groups, hosts = _services(deployment), deployment.groups(), list(deployment.addresses())
     apps = [app for app in APPS if not (app == "identity" and where.own_iam)]
     # What Marathon places is judged by `status`, which asks Marathon.
     expected = {host: [app for app in apps if host in groups.get(app, ()) and deployment.place(host).keeps_apps]
                 for host in hosts}  # fmt: skip
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        cluster = [threads.submit(check, deployment, where) for check in (_login, _issuer, _credentials)]
+        asks = (*([_cloud] if deployment.is_remote else []), _login, _issuer, _credentials)
+        cluster = [threads.submit(check, deployment, where) for check in asks]
         online = _authorities(where)
         asked = {host: threads.submit(_ask, deployment, host, timeout, "htcondor" in expected[host], online)
                  for host in hosts}  # fmt: skip
@@ -65,6 +66,45 @@ def look(deployment, timeout=20):
         else:
             checks += Host(deployment, host, answer, expected[host]).checks(pool, online)
     return checks
+
+
+def look_at_cloud(name):
+    """All checks of a cloud, before anything is deployed there."""
+    path = clouds.file()
+    found = [Check(None, "clouds.yaml", bool(path) or None, str(path or "none, OS_* variables are used"))]
+    try:
+        cloud = clouds.connect({"cloud_name": name})
+        roles = f" ({', '.join(cloud.roles)})" if cloud.roles else ""
+        found.append(Check(None, "login", True, f"{cloud.user_name}{roles}, project {cloud.project_id}"))
+        for thing, (used, limit) in clouds.quotas(cloud).items():
+            ok, most = used < limit or limit < 0, "no limit" if limit < 0 else limit
+            found.append(Check(None, thing, ok, f"{used} of {most} in use", advice="ask the cloud's administrators"))
+    except DodasError as error:
+        found.append(Check(None, "login", False, str(error), advice="openstack --os-cloud NAME token issue"))
+    return found
+
+
+def _services(deployment):
+    """Where they are; where there is no way to them, where they would be: what is wrong is found one by one."""
+    try:
+        return services.of(deployment)
+    except DodasError:
+        return services.of(deployment, lambda host, _ports: deployment.addresses().get(host))
+
+
+def _cloud(deployment, _where):
+    """The servers are what is recorded here, and run."""
+    try:
+        found = clouds.servers(deployment)
+    except DodasError as error:
+        cloud = deployment.settings.get("cloud_name")
+        advice = f"./dodas doctor --cloud {cloud}" if cloud else "set OS_CLOUD, or the other OS_* variables"
+        return Check(None, "cloud", False, str(error), advice=advice)
+    wrong = [f"{host} has no server" for host in deployment.hosts if host not in found]
+    wrong += [f"{host} is {one['status']}" for host, one in found.items() if one.get("status") not in (None, "ACTIVE")]
+    wrong += [f"{host} is not of the template" for host in found if host not in deployment.addresses()]
+    advice = f"{deployment.command('up --plan')}, then {deployment.command('up')}"
+    return Check(None, "cloud", not wrong, "; ".join(wrong) or counted(len(found), "server"), advice=advice)
 
 
 def _authorities(where):

@@ -32,29 +32,35 @@ def choose_engine(yes):
     return "udocker"
 
 
-def become_root():
-    """Run this very command again as root, where it is not yet. Raises DodasError where there is no way."""
+def become_root(keep=None):
+    """Run this very command again as root, where it is not yet. Raises DodasError where there is no way.
+
+    keep: a clouds.yaml of the user's, which is used by root, too.
+    """
     if os.geteuid() == 0:
         return
     if not shutil.which("sudo"):
-        raise DodasError("the local backend makes hosts that run systemd and needs root: become root, or install sudo")
-    click.echo("dodas: the local backend needs root: sudo", err=True)
-    keep = "--preserve-env=DODAS_HOME,DODAS_CACHE,DODAS_IMAGES"
-    os.execvp("sudo", ["sudo", keep, str(ROOT / "dodas"), *sys.argv[1:]])
+        raise DodasError("images and hosts of containers are made by root: become root, or install sudo")
+    click.echo("dodas: root makes images and hosts of containers: sudo", err=True)
+    if keep:
+        os.environ["OS_CLIENT_CONFIG_FILE"] = str(keep.absolute())
+    kept = ["DODAS_HOME", "DODAS_CACHE", "DODAS_IMAGES", "DODAS_ACCESS_TOKEN"]
+    kept += [name for name in os.environ if name.startswith("OS_")]
+    os.execvp("sudo", ["sudo", f"--preserve-env={','.join(kept)}", str(ROOT / "dodas"), *sys.argv[1:]])
 
 
-def ensure_packages(yes):
-    """Install the packages that are missing, after saying so. Raises DodasError."""
+def ensure_packages(yes, packages=PACKAGES, what="the local backend"):
+    """Install those of the packages that are missing, after saying so. Raises DodasError."""
     if not shutil.which("dpkg-query"):
         missing = [name for name in ("podman", "crun", "mmdebstrap") if not shutil.which(name)]
         if missing:
             names = " ".join(missing)
             raise DodasError(f"please install {names}: only Debian's packages are installed by dodas itself")
         return
-    missing = host.missing_packages(PACKAGES)
+    missing = host.missing_packages(packages)
     if not missing:
         return
-    text = f"the local backend needs the Debian packages {' '.join(missing)}"
+    text = f"{what} needs the Debian packages {' '.join(missing)}"
     if not yes:
         if not sys.stdin.isatty():
             raise DodasError(f"{text}: say --yes to have them installed")

@@ -40,13 +40,19 @@ class Services:
         return {"cafile": self.authority, "resolve": self.resolve}
 
 
-def of(deployment):
-    """The Services of a deployment. Raises InputError where its source cannot be read."""
-    groups, addresses = deployment.groups(), deployment.addresses()
-    found = {name: {host: addresses[host] for host in groups.get(group, ()) if addresses.get(host)}
-             for name, group in ((IDENTITY, "identity"), (CREDENTIALS, "credentials"))}  # fmt: skip
+def of(deployment, entry=None):
+    """The Services of a deployment. Raises InputError for a source that cannot be read, DodasError without a way there.
+
+    entry: what gives the address of a host instead of the deployment's own `entry`.
+    """
+    entry = entry or deployment.entry
+    groups = deployment.groups()
     own = deployment.variable("identity_issuer", "identity", "credentials")
-    resolve = {name: _one_that_answers(list(found[name].values()), port) for name, port in PORTS.items() if found[name]}
+    asked = {CREDENTIALS: "credentials", **({} if own else {IDENTITY: "identity"})}
+    hosts = {name: groups.get(group, ()) for name, group in asked.items()}
+    entries = {host: entry(host, PORTS.values()) for one in hosts.values() for host in one}
+    found = {name: {host: entries[host] for host in one if entries[host]} for name, one in hosts.items()}
+    resolve = {name: _one_that_answers(list(found[name].values()), PORTS[name]) for name in found if found[name]}
     instances = found[CREDENTIALS]
     if not all(deployment.place(host).keeps_apps for host in instances):
         instances = {host: address for host, address in instances.items() if address == resolve[CREDENTIALS]}

@@ -20,7 +20,7 @@ def status(found):
         for i, (app, state) in enumerate(rows.items()):
             health = {"passing": "[green]passing[/]"}.get(state["state"], f"[red]{state['state']}[/] {state['output']}")
             since = _age(state.get("since"))
-            hosts.add_row(name if i == 0 else "", (one["address"] or "") if i == 0 else "", app, health, since)
+            hosts.add_row(name if i == 0 else "", _address(one) if i == 0 else "", app, health, since)
     console.print(hosts)
     if found["mesos"]:
         _mesos(found["mesos"], found["marathon"] or {})
@@ -39,6 +39,21 @@ def status(found):
         hosts = ", ".join(found["unkept"])
         console.print(f"[yellow]after a reboot nothing starts {hosts}[/]: ./dodas up does "
                       "(loginctl enable-linger or a crontab would)")  # fmt: skip
+
+
+def _address(host):
+    """Where a host is: for others of the cluster, and from outside."""
+    outside = f" ({host['public_address']})" if host.get("public_address") else ""
+    return f"{host['address'] or ''}{outside}"
+
+
+def deployed(found):
+    """Show what is deployed in a cloud."""
+    listing = table("deployment", "uuid", "hosts", "owner", "expires")
+    for one in found:
+        listing.add_row(one["name"], one["uuid"], str(len(one.get("hosts") or ())), one.get("owner") or "",
+                        one.get("expires") or "")  # fmt: skip
+    console.print(listing)
 
 
 def _mesos(mesos, marathon):
@@ -100,6 +115,16 @@ def images(found):
         built = "[green]yes[/]" if one["present"] else "no"
         size = f"{one['size'] / 1e6:.0f} MB" if one["present"] else ""
         listing.add_row(one["name"], one["reference"].rpartition(":")[2], built, size)
+    console.print(listing)
+
+
+def node_images(found):
+    """Show the disk images of hosts in a cloud."""
+    listing = table("image", "built", "size", "in the cloud")
+    for one in found:
+        built = "[green]yes[/]" if one["path"] else "no"
+        size = f"{one['size'] / 1e6:.0f} MB" if one["path"] else ""
+        listing.add_row(one["reference"], built, size, one["cloud_id"] or "")
     console.print(listing)
 
 

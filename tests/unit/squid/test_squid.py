@@ -48,6 +48,19 @@ def make_squid(tmp_path):
         one.remove()
 
 
+def test_the_host_says_who_is_asked_for_names_and_who_may_ask(tmp_path):
+    def host(*nameservers):
+        return {"squid_host": {"host": {"nameservers": list(nameservers), "network": "198.51.100.0/24"}}}
+
+    consul, resolved, plain = host("127.0.0.1", "192.0.2.1"), host("127.0.0.53"), host("192.0.2.1", "192.0.2.2")
+    given = {**consul, "squid_nameservers": ["192.0.2.3"], "squid_clients": ["192.0.2.0/24"], "squid_own_network": True}
+    cases = [consul, resolved, plain, given]
+    found = role_values.evaluate(Ansible(tmp_path), "squid", cases, "_squid_nameservers", "_squid_clients")
+    assert [one["_squid_nameservers"] for one in found] == [["127.0.0.1"], ["127.0.0.53"], [], ["192.0.2.3"]]
+    assert "198.51.100.0/24" not in found[0]["_squid_clients"]
+    assert found[3]["_squid_clients"] == ["192.0.2.0/24", "198.51.100.0/24"]
+
+
 def test_a_large_object_is_fetched_once(make_squid, origin):
     # More than squid's own limit of 4 MB for what is on disk, and than what goes to memory.
     (squid,) = make_squid({})

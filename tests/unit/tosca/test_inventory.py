@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,40 @@ def test_recorded_deployment(hostvars, home):
     assert (found["worker-1"]["ansible_user"], found["worker-1"]["ansible_port"]) == ("debian", 2222)
     assert "ansible_host" not in found["worker-2"]
     assert (found["front-1"]["dodas_backend"], found["front-1"]["dodas_engine"]) == ("openstack", "udocker")
+
+
+def test_hosts_in_a_cloud(hostvars, home):
+    directory = state(
+        home,
+        "tier3",
+        inputs={"workers": 1, "cloud_name": "site", "cloud_flavor": "{front: large}"},
+        deployment={"backend": "openstack", "engine": "podman"},
+        hosts={
+            "front-1": {"address": "10.88.0.5", "public_address": "192.0.2.9", "id": "a", "jump": None},
+            "worker-1": {"address": "10.88.0.6", "public_address": None, "id": "b", "jump": "front-1"},
+        },
+    )
+    found = hostvars()
+    front, worker = found["front-1"], found["worker-1"]
+    assert (front["ansible_host"], front["dodas_inner_address"]) == ("192.0.2.9", "10.88.0.5")
+    assert worker["ansible_host"] == worker["dodas_inner_address"] == "10.88.0.6"
+    arguments = {name: shlex.split(one["ansible_ssh_common_args"]) for name, one in found.items()}
+    assert "HostKeyAlias=front-1" in arguments["front-1"] and "HostKeyAlias=worker-1" in arguments["worker-1"]
+    (through,) = [word for word in arguments["worker-1"] if word.startswith("ProxyCommand=")]
+    assert f"-i {directory}/ssh/id_ed25519" in through and "root@192.0.2.9" in through
+    assert "ProxyCommand" not in front["ansible_ssh_common_args"]
+    assert (front["cloud_name"], front["cloud_flavor"]) == ("site", {"front": "large"})
+    assert worker["dodas_host"] == {
+        "name": "worker-1", "node": "worker", "cpus": 1.0, "mem_mb": 1024, "disk_gb": 10, "roles": ["worker"]
+    }  # fmt: skip
+    # It says nothing of its size, and is not to get the smallest that there is.
+    assert front["dodas_host"]["mem_mb"] == 2000 and "htcondor" in front["dodas_host"]["roles"]
+
+
+def test_a_setting_of_a_cloud_that_there_is_not(run, tmp_path):
+    (tmp_path / "in.yaml").write_text("cloud_imagge: debian\n")
+    done = run("ansible-inventory", "-i", TIER3, "--list", DODAS_BACKEND="openstack", DODAS_INPUTS="in.yaml")
+    assert done.returncode == 4 and 'unknown setting "cloud_imagge"; did you mean "cloud_image"?' in done.stderr
 
 
 def test_environment(hostvars, home, tmp_path):

@@ -33,6 +33,7 @@ import time
 from ansible.plugins.callback import CallbackBase
 
 PARTS = {"dodas.cluster.mesos_info": "mesos", "dodas.cluster.marathon_app_info": "marathon"}
+CLUSTERS = ("dodas.cluster.openstack_cluster", "dodas.cluster.local_cluster")
 
 
 class CallbackModule(CallbackBase):
@@ -102,10 +103,22 @@ class CallbackModule(CallbackBase):
         part = PARTS.get(result._task.action)
         if part:
             self.parts[part] = {key: value for key, value in result._result.items() if not key.startswith("_")}
+        if result._task.action in CLUSTERS:
+            self._note_plan(result._task.check_mode, result._result)
         if result._task.action == "dodas.cluster.app_info":
             self.apps[result._host.get_name()] = result._result.get("apps", {})
             if result._result.get("boot") == "":
                 self.unkept.append(result._host.get_name())
+
+    def _note_plan(self, planned, found):
+        """What is to be made in a cloud is shown before it is; what was, is counted."""
+        if planned and "plan" in found:
+            self.parts["planned"] = {key: found[key] for key in ("plan", "summary", "calls") if key in found}
+            if found.get("summary"):
+                self._show("")
+                self._display.display("\n".join(f"  {line}" for line in found["summary"].rstrip().splitlines()))
+        elif "calls" in found:
+            self.parts["calls"] = found["calls"]
 
     def v2_runner_on_ok(self, result):
         self._note(result)
@@ -118,6 +131,8 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_unreachable(self, result):
         self._note(result)
+        if result._task.ignore_unreachable:
+            return
         self._fail(result, f"cannot be reached: {result._result.get('msg', '')}")
 
     def v2_on_file_diff(self, result):

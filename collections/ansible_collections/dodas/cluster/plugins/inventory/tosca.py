@@ -17,7 +17,8 @@ description:
   - Each service (C(dodas.nodes.Squid), ...) gives a group with the name of its role (C(squid)), which has
     the hosts of the Compute it is hosted on, and a variable for each of its properties (C(squid_port)).
   - The group C(all) has C(dodas_deployment), C(dodas_state_dir), C(dodas_template), C(dodas_backend),
-    C(dodas_engine), and C(dodas_site_NAME) for each input C(site_NAME).
+    C(dodas_engine), C(dodas_site_NAME) for each input C(site_NAME), and C(cloud_NAME) for each setting of the
+    cloud that hosts come from. Those are given as inputs, too, and a template need not declare them.
   - Each host has C(dodas_node), C(dodas_index), where the template asks for a size C(dodas_cpus),
     C(dodas_mem_mb) and C(dodas_disk_mb), and C(dodas_host), a mapping with C(name), C(cpus) and C(mem_mb) as
     the modules that make hosts take it.
@@ -110,6 +111,7 @@ topology_template:
         - host: worker
 """
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -118,12 +120,14 @@ from ansible.errors import AnsibleError
 from ansible.plugins.inventory import BaseInventoryPlugin
 from ansible.template import trust_as_template
 
-from ansible_collections.dodas.cluster.plugins.module_utils import deployment
-from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError
+from ansible_collections.dodas.cluster.plugins.module_utils import deployment, sshkeys
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError, suggest
 
 _IS_TOSCA = re.compile(rb"""^["']?tosca_definitions_version["']?\s*:""", re.MULTILINE)
-_PLAIN = re.compile(r"""[\w ./:@,='"%+-]*""")  # text that cannot be a Jinja template
+_PLAIN = re.compile(r"""[\w ./:@,='"%+\[\]-]*""")  # text that cannot be a Jinja template
 _PARSER_ERROR = 4  # what ansible-playbook returns for one
+SERVER_MEM_MB = 2000
+SERVER_DISK_GB = 10
 _HEAD = 65536  # bytes looked at to tell a template from another inventory
 
 
@@ -178,11 +182,15 @@ class InventoryModule(BaseInventoryPlugin):
             "dodas_backend": self.get_option("backend") or record.get("backend") or "local",
             "dodas_engine": self.get_option("engine") or record.get("engine") or "podman",
             **{f"dodas_{key}": value for key, value in template.values.items() if key.startswith("site_")},
+            **template.settings,
         }
         if (common["dodas_backend"], common["dodas_engine"]) == ("local", "udocker"):
             common["ansible_connection"] = "local"  # hosts are folders of this machine
         elif addresses is not None:
             common.update(_connection(state))
+        remote = common["dodas_backend"] == "openstack"
+        if remote:
+            self._check_settings(template.settings, path)
         self._set("all", common)
         for role in template.groups:
             self.inventory.add_group(role)
@@ -200,17 +208,25 @@ class InventoryModule(BaseInventoryPlugin):
                 "dodas_cpus": host.cpus,
                 "dodas_mem_mb": host.mem_mb,
                 "dodas_disk_mb": host.disk_mb,
-                "dodas_host": {
-                    "name": host.name,
-                    "cpus": host.cpus,
-                    "mem_mb": host.mem_mb,
-                },  # as backends take it
-                "ansible_host": known.get("address"),
+                "dodas_host": _server(host) if remote else _container(host),
+                "dodas_inner_address": known.get("address") if remote else None,
+                "ansible_host": sshkeys.outer_address(known),
                 "ansible_port": known.get("port"),
                 "ansible_user": known.get("user"),
                 "ansible_python_interpreter": known.get("python"),
+                "ansible_ssh_common_args": _ssh_args(state, host.name, addresses) if known.get("id") else None,
             }
             self._set(host.name, {key: value for key, value in variables.items() if value is not None})
+
+    @staticmethod
+    def _check_settings(given, path):
+        # only for a cloud: its library is not needed elsewhere
+        from ansible_collections.dodas.cluster.plugins.module_utils.openstack import spec
+
+        for name in given:
+            known = [f"cloud_{one}" for one in spec.SETTINGS]
+            if name not in known:
+                raise TemplateError(f'unknown setting "{name}"{suggest(name, known)}', path)
 
     def _set(self, entity, variables):
         for key, value in variables.items():
@@ -221,16 +237,36 @@ def _plain(value):
     """Mark text that cannot be a template, so that --list shows it as it is; other text stays untrusted."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
     return trust_as_template(value) if isinstance(value, str) and _PLAIN.fullmatch(value) else value
+
+
+def _container(host):
+    """A host as module local_cluster takes it."""
+    return {"name": host.name, "cpus": host.cpus, "mem_mb": host.mem_mb}
+
+
+def _server(host):
+    """A host as module openstack_cluster takes it. One that says nothing of its size shall still do what it is for."""
+    return {
+        "name": host.name,
+        "node": host.node,
+        "cpus": host.cpus or 1,
+        "mem_mb": host.mem_mb or SERVER_MEM_MB,
+        "disk_gb": math.ceil(host.disk_mb * 10**6 / 2**30) if host.disk_mb else SERVER_DISK_GB,
+        "roles": host.roles,
+    }
 
 
 def _connection(state):
     """How to reach hosts by SSH, with their keys checked against the deployment's list, never the user's."""
-    known_hosts = str(state / "ssh" / "known_hosts").replace("%", "%%")  # ssh expands % itself
     return {
         "ansible_user": "root",
         "ansible_ssh_private_key_file": str(state / "ssh" / "id_ed25519"),
-        "ansible_ssh_common_args": shlex.join(
-            ["-o", f'UserKnownHostsFile="{known_hosts}"', "-o", "StrictHostKeyChecking=yes"]
-        ),
+        "ansible_ssh_common_args": _ssh_args(state),
     }
+
+
+def _ssh_args(state, host=None, hosts=None):
+    return shlex.join(sshkeys.options(state, host, hosts))

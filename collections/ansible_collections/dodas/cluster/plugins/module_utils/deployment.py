@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tempfile
+import uuid as uuids
 from pathlib import Path
 
 NAME = r"^[a-z][a-z0-9-]{0,30}$"
@@ -36,6 +37,23 @@ def deployment_dir(name):
     return home() / "deployments" / name
 
 
+def uuid(state_dir, make=True):
+    """What tells a deployment from all others, also in a cloud: made once, kept in `state_dir`/uuid.
+
+    None where there is none yet and `make` is false. Raises ValueError, naming a damaged file.
+    """
+    path = Path(state_dir) / "uuid"
+    try:
+        return str(uuids.UUID(path.read_text(encoding="ascii").strip()))
+    except FileNotFoundError:
+        if not make:
+            return None
+    except ValueError as exc:
+        raise ValueError(f"{path}: no UUID") from exc
+    write_text(path, f"{uuids.uuid4()}\n")
+    return uuid(state_dir)
+
+
 def read_json(path, default=None):
     """The value in the file, or `default` without such a file. Raises ValueError, naming a damaged file."""
     try:
@@ -48,11 +66,15 @@ def read_json(path, default=None):
 
 def write_json(path, value):
     """Write `value` with mode 0600, all or nothing; missing directories are made with mode 0700."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path, text):
+    """As `write_json`, for text."""
     path = Path(path)
     for directory in reversed([path.parent, *path.parent.parents]):
         if not directory.exists():
             directory.mkdir(mode=0o700, exist_ok=True)
-    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp: mode 0600
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:

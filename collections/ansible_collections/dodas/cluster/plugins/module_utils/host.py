@@ -6,6 +6,8 @@ Runs on managed hosts: standard library only.
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import os
 import pwd
 import re
@@ -99,6 +101,20 @@ def default_address():
             return ""
 
 
+def own_network():
+    """The network of the address that this host uses to reach others, such as 10.88.0.0/24; "" where it is unknown."""
+    try:
+        command = ["ip", "-json", "-4", "address", "show"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        for interface in json.loads(shown):
+            for one in interface.get("addr_info", ()):
+                if one["local"] == default_address():
+                    return str(ipaddress.ip_interface(f"{one['local']}/{one['prefixlen']}").network)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        pass
+    return ""
+
+
 def missing_packages(names):
     """Those of the Debian packages `names` that are not installed."""
     if not names:
@@ -122,6 +138,7 @@ def describe(packages=(), programs=()):
         "resolver": "resolved" if str(Path("/etc/resolv.conf").resolve()).startswith("/run/systemd/") else "file",
         "os": os_release(),
         "address": default_address(),
+        "network": own_network(),
         "hostname": socket.gethostname(),
         "user": pwd.getpwuid(os.geteuid()).pw_name,
         "container": bool(os.environ.get("container")) or Path("/run/systemd/container").exists(),

@@ -73,6 +73,10 @@ host:
       description: The IPv4 address used to reach others.
       returned: always
       type: str
+    network:
+      description: The network of that address, such as V(10.88.0.0/24); empty where it is unknown.
+      returned: always
+      type: str
     user:
       description: The user that tasks run as.
       returned: always

@@ -19,6 +19,7 @@ from pathlib import Path
 from ansible_collections.dodas.cluster.plugins.module_utils import deployment, host
 from ansible_collections.dodas.cluster.plugins.module_utils.local import machine, orphans
 from ansible_collections.dodas.cluster.plugins.module_utils.local.podman import PodmanError
+from ansible_collections.dodas.cluster.plugins.module_utils.sshkeys import SshKeys
 
 LABEL = "dodas.deployment"
 IMAGES_MOUNT = "/var/lib/dodas-images"  # where hosts see the image store
@@ -168,20 +169,12 @@ class LocalCluster:
 
     def _write_keys(self, hosts):
         """The deployment's SSH key and each host's key, made here: the hosts are known before they exist."""
-        ssh = self.state_dir / "ssh"
-        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        ssh.mkdir(exist_ok=True, mode=0o700)
-        _keygen(ssh / "id_ed25519", f"dodas {self.name}")
-        authorized = ssh / "authorized_keys"
-        authorized.write_text((ssh / "id_ed25519.pub").read_text(encoding="utf-8"), encoding="utf-8")
+        keys = SshKeys(self.state_dir, self.name)
+        keys.make(hosts)
+        authorized = keys.folder / "authorized_keys"
+        authorized.write_text(f"{keys.public_key}\n", encoding="utf-8")
         authorized.chmod(0o600)
-        lines = []
-        for name, one in hosts.items():
-            folder = ssh / "hosts" / name
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _keygen(folder / "host", name)
-            lines.append(f"{one['address']} {(folder / 'host.pub').read_text(encoding='utf-8')}")
-        (ssh / "known_hosts").write_text("".join(lines), encoding="utf-8")
+        keys.know({name: one["address"] for name, one in hosts.items()})
 
     def _create(self, one, address, spare, image):
         """Make a host; returns its address: a spare one where podman believes that the one wanted is taken.
@@ -238,23 +231,12 @@ class LocalCluster:
             if gone:
                 self.podman.run("volume", "rm", "--force", *gone)
             for name in names:
-                shutil.rmtree(self.state_dir / "ssh" / "hosts" / name, ignore_errors=True)
+                SshKeys(self.state_dir, self.name).forget(name)
         return list(names)
 
 
 def _addresses_of(hosts):
     return [(name, one["address"]) for name, one in hosts.items()]
-
-
-def _keygen(path, comment):
-    if path.exists() and path.with_name(f"{path.name}.pub").exists():
-        return
-    path.unlink(missing_ok=True)
-    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)]
-    try:
-        subprocess.run(command, check=True, timeout=30, capture_output=True)
-    except (OSError, subprocess.SubprocessError) as exc:
-        raise PodmanError(f"{path}: the key could not be made: {exc}") from exc
 
 
 def _wait_for_ssh(name, address, deadline):

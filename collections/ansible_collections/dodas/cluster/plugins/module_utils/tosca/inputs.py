@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca import values
-from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import suggest
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.deps import yaml
+from ansible_collections.dodas.cluster.plugins.module_utils.tosca.errors import TemplateError, suggest
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.source import Source
 
 PATH = ("topology_template", "inputs")
+CLOUD = "cloud_"  # what settings of a cloud begin with, which every template takes
 _KEYS = ("type", "description", "required", "default", "constraints", "status", "entry_schema", "key_schema")
 _SECRET = re.compile("token|secret|password|passphrase|credential|private_key")
 
@@ -39,13 +41,27 @@ def read(path):
     return source.data
 
 
+def settings(given):
+    """The settings of a cloud among the inputs given; text that begins as a list or mapping is read as one."""
+    return {name: _structure(name, value) for name, value in given.items() if name.startswith(CLOUD)}
+
+
+def _structure(name, value):
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as exc:
+        raise TemplateError(f'input "{name}": {" ".join(str(exc).split())}') from exc
+
+
 def resolve(source, given):
     """{name: Input} for the template in `source`; `given` maps names to strings or typed values."""
     declared = (source.data.get("topology_template") or {}).get("inputs") or {}
     if not isinstance(declared, dict):
         raise source.error('"inputs" must be a mapping', PATH)
     for name in given:
-        if name not in declared:
+        if name not in declared and not name.startswith(CLOUD):
             raise source.error(f'unknown input "{name}"{suggest(name, declared)}', PATH)
     return {name: _resolve(source, name, schema, given) for name, schema in declared.items()}
 

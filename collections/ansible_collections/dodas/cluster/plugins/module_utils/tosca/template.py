@@ -88,7 +88,7 @@ class Template:
     name: the file's stem. inputs: {name: Input}. groups: {role: [names of hosts]}.
     group_vars: {role: {"role_property": value}}. scalable: {compute node: {"count", "min", "max", "input"}},
     where input names the input that sets the count, or is None. instances: {role: input} of services whose number is
-    an input.
+    an input. settings: {"cloud_...": value} of the cloud that hosts come from, which templates need not declare.
     """
 
     name: str
@@ -99,13 +99,14 @@ class Template:
     group_vars: dict[str, dict]
     scalable: dict[str, dict]
     instances: dict[str, str]
+    settings: dict
     _outputs: dict = field(repr=False)
     _scope: Scope = field(repr=False)
 
     @property
     def values(self):
         """{input: value in use}, to be recorded and given to `load` again."""
-        return {name: one.value for name, one in self.inputs.items() if one.value is not None}
+        return {**self.settings, **{name: one.value for name, one in self.inputs.items() if one.value is not None}}
 
     def outputs(self, addresses):
         """{output: value}, None where an address is needed that is not known.
@@ -161,9 +162,14 @@ def _load(file, given):
         },
         scalable=topology.scalable,
         instances=topology.instances(),
+        settings={**tosca_inputs.settings(given), **_declared_settings(resolved_inputs)},
         _outputs=outputs,
         _scope=topology.scope,
     )
+
+
+def _declared_settings(found):
+    return tosca_inputs.settings({name: one.value for name, one in found.items() if one.value is not None})
 
 
 class _Topology:
