@@ -64,7 +64,7 @@ def unknown_backend(_groups, variables):
         (dotted_name, "worker.example.org cannot be a name in .node.consul"),
         (no_address, "ansible_host is missing for worker-1"),
         (no_deployment, "the inventory must say dodas_deployment"),
-        (unknown_backend, "dodas_backend (local or existing)"),
+        (unknown_backend, "dodas_backend (local, existing or openstack)"),
     ],
 )
 def test_wrong_inventory_is_refused_before_anything_is_made(draft, spoil, words):

@@ -81,7 +81,7 @@ def test_no_root(refused):
     user = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
     cache = os.environ.get("DODAS_CACHE", "/var/cache/dodas")  # root's
     error = refused("--engine=podman", prefix=[*hidden("sudo"), *user], DODAS_CACHE=cache)
-    assert "needs root: become root, or install sudo" in error
+    assert "made by root: become root, or install sudo" in error
 
 
 def test_no_place_for_its_environment(refused):

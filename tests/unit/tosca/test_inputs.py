@@ -181,7 +181,7 @@ def test_any_count(template, count):
         assert loaded.groups["htcondor"] == [host.name for host in loaded.hosts]
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 ANYTHING = st.recursive(SCALARS, lambda some: st.lists(some) | st.dictionaries(st.text(), some), max_leaves=8)
 NAMES = st.sampled_from(
     ["workers", "ratio", "debug", "name", "mode", "memory", "ports", "tags", "extra", "other"]

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gets the root file system out of a disk image.
 
-    node_root.py DISK FOLDER          # or: node_root.unpack(disk, folder)
-
 By a read-only mount where this machine allows one, which keeps all there is to a file; else by fuse2fs, which keeps as
 much, or by debugfs, without extended attributes, devices and hard links. Standard library only; needs root, qemu-img.
 """
@@ -12,7 +10,6 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -106,10 +103,3 @@ def _run(*command):
         raise UnpackError(f"{command[0]}: not finished in {TIMEOUT} s") from exc
     if done.returncode:
         raise UnpackError(f"{command[0]}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-
-
-if __name__ == "__main__":
-    try:
-        sys.stdout.write(unpack(*sys.argv[1:3]) + "\n")
-    except UnpackError as exc:
-        sys.exit(f"node_root: {exc}")

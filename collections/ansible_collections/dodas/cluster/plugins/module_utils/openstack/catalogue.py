@@ -72,12 +72,12 @@ class Catalogue:
                     f"settings.image: the cloud has no Debian 12 image; choose one{nearest('debian-12', self._names)}"
                 )
             return (ours or plain)[0]
-        kind, _, rest = wish.partition(":")
+        kind, _colon, rest = wish.partition(":")
         if kind == "tag" and rest:
             found = [one for one in self.images if rest in one.get("tags", [])]
             others = {f"tag:{tag}" for one in self.images for tag in one.get("tags", [])}
         elif kind == "property" and "=" in rest:
-            key, _, value = rest.partition("=")
+            key, _equals, value = rest.partition("=")
             found = [one for one in self.images if str(one.get(key)) == value]
             others = {f"property:{key}={one[key]}" for one in self.images if isinstance(one.get(key), str)}
         else:

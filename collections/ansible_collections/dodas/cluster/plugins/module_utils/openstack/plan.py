@@ -141,7 +141,7 @@ class Plan:
     def after(self):
         """What will be there: the other side."""
         touched = {(one.kind, one.name) for verb in ("delete", "update", "replace") for one in getattr(self, verb)}
-        lines = [line for line in self.before if tuple(line.split()[:2]) not in {(k, n) for k, n in touched}]
+        lines = [line for line in self.before if tuple(line.split()[:2]) not in touched]
         flavors = {one.host.name: one.flavor["name"] for one in self.launches}
         for one in [*self.create, *self.update, *self.replace]:
             flavor = flavors.get(one.data.get("host"))
