@@ -192,6 +192,7 @@ def next_image(cms):
     return other
 
 
+@pytest.mark.nightly
 def test_another_image_of_the_worker_loses_no_job(cms, next_image, tmp_path, measured):
     definitions = cms.marathon("/v2/apps")["apps"]
     images = {one["id"].rpartition("/")[2]: one["container"]["docker"]["image"] for one in definitions}

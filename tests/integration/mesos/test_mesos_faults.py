@@ -60,6 +60,7 @@ def asking(cms):
         yield ask
 
 
+@pytest.mark.nightly
 def test_zookeeper_s_leader_is_killed(cms, tmp_path, eventually, measured):
     def is_a(role, host):
         ask = f"exec 3<>/dev/tcp/{cms.addresses[host]}/2181 && echo srvr >&3 && grep ^Mode <&3"
@@ -218,6 +219,7 @@ def test_a_consul_server_is_lost(cms, tmp_path, asking, eventually, measured):
         measured("Consul's server back: status is complete", seconds_since(began))
 
 
+@pytest.mark.nightly
 def test_the_registry_is_down_during_a_scale(cms, eventually, measured):
     """Agents have the image; only one that nobody has yet has to wait, and Marathon says for what."""
     image = cms.marathon("/v2/apps/dodas/worker")["app"]["container"]["docker"]["image"]
