@@ -34,7 +34,7 @@ def router_interface(port_id):
 
 
 def networks(view):
-    """Bridges wanted: {name: {"mtu": bytes, "addresses": ["203.0.113.1/24"]}}.
+    """Bridges wanted: {name: {"mtu": bytes, "addresses": ["198.18.0.1/24"]}}.
 
     The provider's networks have their gateway outside the cloud: here it is the testbed's own namespace.
     """
