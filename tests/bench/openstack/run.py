@@ -265,7 +265,7 @@ def main():
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     collections = collection(options.collections)
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:  # the testbed goes before its folder
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         state = os.environ.get("OPENSTACK_TESTBED")
         testbed = Testbed(state or Path(scratch, "testbed"))
         if not state:
