@@ -363,6 +363,7 @@ def test_running_testbed_is_left_alone(testbed):
         (["up", "--compute", "vmware"], "no driver vmware"),
         (["up", "--hosts", "0"], "--hosts: at least 1"),
         (["up", "--public", "203.0.113.0"], "--public"),
+        (["up", "--shared", "198.18.1.0"], "--shared"),
         (["status"], "no testbed in"),
         (["oidc", "--oidc-issuer", "https://issuer.example.org"], "no testbed in"),
     ],

@@ -6,20 +6,23 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import contextlib
+import ipaddress
 import json
 import secrets
 import shlex
+import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
 import pytest
 
-from openstack_testbed import testbed_fixture
+from openstack_testbed import Testbed, testbed_fixture
 
 sys.path.append(str(Path(__file__).parents[2] / "testbeds/openstack"))
-from testbed_openstack import guests_machine, network
+from testbed_openstack import guests_library, guests_machine, guests_root, network
 from testbed_openstack.place import Place
 from testbed_openstack.processes import Processes
 
@@ -27,6 +30,20 @@ pytestmark = pytest.mark.nightly
 testbed = testbed_fixture(compute="guests")
 DEADLINE = 180  # seconds for anything of a guest
 COUNT = 3
+
+
+def test_a_range_with_the_mirror_in_it_is_refused(tmp_path):
+    (source,) = guests_library.debian_sources(guests_root.SUITE) or pytest.skip("this machine has no Debian mirror")
+    try:
+        mirror = socket.gethostbyname(urllib.parse.urlsplit(source.split()[1]).hostname)
+    except OSError as error:
+        pytest.skip(f"this machine reaches its mirror by a proxy: {error}")
+    cidr = ipaddress.ip_network(f"{mirror}/24", strict=False)
+    for option in ("public", "shared"):
+        state = tmp_path / option
+        done = Testbed(state).run("up", "--compute", "guests", f"--{option}", str(cidr), check=False)
+        assert done.returncode == 1 and f"--{option} gives it another range" in done.stderr and mirror in done.stderr
+        assert "Traceback" not in done.stderr and not state.exists()
 
 
 class Guest:

@@ -136,6 +136,8 @@ def test_settings_that_change_servers_replace_them():
     made = plan(Paper(), wanted({"flavor": {"worker": "m1.large"}}), standing())
     assert made.hosts["replace"] == [WORKER] and not made.drift
     assert made.replace[0].why == "flavor m1.tiny becomes m1.large"
+    workers = [[line for line in side if "worker-1" in line] for side in (made.before, made.after)]
+    assert workers == [["server tier3-worker-1 m1.tiny ACTIVE"], ["server tier3-worker-1 m1.large ACTIVE"]]
     assert made.needs["cores"] == 3 and made.needs["ram"] == 4096 - 512
     made = plan(Paper(), wanted({"image": "rocky-9"}), standing())
     assert made.hosts["replace"] == [FRONT, WORKER] and made.replace[0].why == "image becomes rocky-9"

@@ -122,6 +122,7 @@ def test_strings_are_converted(template, name, text, value):
         ),
         ("ratio", "nan", 'input "ratio": expected float, got "nan"'),
         ("ratio", float("inf"), 'input "ratio": expected float, got Infinity'),
+        ("ports", [float("nan")], 'input "ports": expected list, got [NaN]'),
         ("debug", "yes", 'input "debug": expected boolean, got "yes"'),
         ("name", "A", 'input "name": expected string matching [a-z]* and of length <= 5, got "A"'),
         (
@@ -181,7 +182,7 @@ def test_any_count(template, count):
         assert loaded.groups["htcondor"] == [host.name for host in loaded.hosts]
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 ANYTHING = st.recursive(SCALARS, lambda some: st.lists(some) | st.dictionaries(st.text(), some), max_leaves=8)
 NAMES = st.sampled_from(
     ["workers", "ratio", "debug", "name", "mode", "memory", "ports", "tags", "extra", "other"]

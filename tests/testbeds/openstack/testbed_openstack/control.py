@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from testbed_openstack import api, cached, config, seed
-from testbed_openstack.place import PUBLIC, Place, TestbedError
+from testbed_openstack.place import Place, TestbedError
 from testbed_openstack.processes import Processes, lives
 
 DEADLINE = 240  # s, for all services to answer: a start takes a tenth of it on an idle machine
@@ -36,7 +36,7 @@ KEPT = ("mysql", "keystone", "glance", "secrets.json")  # of a template
 
 
 def up(state: Path, compute: str = "fake", hosts: int = 4, **more) -> Place:
-    """Start a testbed; it answers when this returns. `more`: public_cidr, token_seconds.
+    """Start a testbed; it answers when this returns. `more`: public_cidr, shared_cidr, token_seconds.
 
     Raises TestbedError; what was started is stopped then, and the logs are kept.
     """
@@ -45,11 +45,12 @@ def up(state: Path, compute: str = "fake", hosts: int = 4, **more) -> Place:
         raise TestbedError(f"{state}: too long for the path of a socket; --state takes at most 80 characters")
     if hosts < 1:
         raise TestbedError("--hosts: at least 1")
-    try:
-        if ipaddress.ip_network(more.get("public_cidr", PUBLIC)).num_addresses < 32:
-            raise ValueError("32 addresses at least")
-    except ValueError as error:
-        raise TestbedError(f"--public: {error}") from None
+    for option in ("public", "shared"):
+        try:
+            if f"{option}_cidr" in more and ipaddress.ip_network(more[f"{option}_cidr"]).num_addresses < 32:
+                raise ValueError("32 addresses at least")
+        except ValueError as error:
+            raise TestbedError(f"--{option}: {error}") from None
     _refuse_running(state)
     guests = _guests(compute)
     cached.packages(cached.PACKAGES + (guests.PACKAGES if guests else []))
@@ -58,6 +59,8 @@ def up(state: Path, compute: str = "fake", hosts: int = 4, **more) -> Place:
         state=state, cache=cached.folder(), key=Place.key_of(state),
         compute=compute, hosts=hosts, ports=_ports(), **more,
     )  # fmt: skip
+    if guests:
+        guests.check(place)
     template = _template(venv, place)
     _remove(state, place if guests else None)
     _prepare_folders(place)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
-from testbed_openstack import guests_machine, guests_root, network
+from testbed_openstack import guests_library, guests_machine, guests_root, network
+from testbed_openstack.place import TestbedError
 from testbed_openstack.processes import Processes
 
 PACKAGES = [
@@ -26,16 +29,19 @@ UPLINK_TIMEOUT = 10  # seconds
 LINK_NETWORK = ipaddress.ip_network("100.65.0.0/16")  # four addresses of it join a testbed and the machine
 
 
-class HostError(Exception):
+class HostError(TestbedError):
     """The machine cannot have guests; the message says why."""
 
 
 def prepare(place):
-    """Make what guests need before they are. Raises HostError, NetworkError, RootError or PodmanError."""
+    """Make what guests need before they are. Raises TestbedError."""
     guests_root.prune(place.cache)
     root = guests_root.guest_root(place.cache)
     _bridge_filter()
-    guests_machine.Guests(place).prepare()
+    try:
+        guests_machine.Guests(place).prepare()
+    except guests_library.PodmanError as exc:
+        raise HostError(f"podman: {exc}") from exc
     (place.state / "guests" / "root").symlink_to(root)
     inner = network.namespace(place)
     if _routed(place.public_cidr):
@@ -48,6 +54,23 @@ def prepare(place):
     _uplink(place, inner)
     _way_in(place, inner)
     _metadata(place)
+
+
+def check(place):
+    """Raise HostError where guests could not reach the Debian mirror: it would be looked for in the cloud."""
+    for source in guests_library.debian_sources(guests_root.SUITE):
+        address = urllib.parse.urlsplit(source.split()[1])
+        try:
+            found = socket.getaddrinfo(address.hostname, address.port or address.scheme, socket.AF_INET)
+        except OSError:
+            continue  # it is reached by a proxy
+        for *_kind, (mirror, _port) in found:
+            for option, cidr in (("public", place.public_cidr), ("shared", place.shared_cidr)):
+                if ipaddress.ip_address(mirror) in ipaddress.ip_network(cidr):
+                    raise HostError(
+                        f"network {option}, {cidr}, has the address of this machine's Debian mirror, {mirror}: "
+                        f"--{option} gives it another range"
+                    )
 
 
 def wrap(_place):

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from testbed_openstack.guests_library import debian_sources, node_root
+from testbed_openstack.place import TestbedError
 
 SUITE = "bookworm"
 PACKAGES = (
@@ -57,7 +58,7 @@ apt: {preserve_sources_list: true}
 """
 
 
-class RootError(Exception):
+class RootError(TestbedError):
     """A root file system could not be made; the message says of what and why."""
 
 

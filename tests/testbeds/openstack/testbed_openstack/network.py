@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from testbed_openstack import network_rules as rules
+from testbed_openstack.place import TestbedError
 
 TIMEOUT = 30  # seconds for any one command
 NAMESPACES = Path("/run/netns")
@@ -21,7 +22,7 @@ NAMESERVER = "100.64.0.3"  # slirp4netns's, which asks the machine's
 _loaded = {}  # rule set by namespace and text by path, as far as this process loaded and wrote them
 
 
-class NetworkError(Exception):
+class NetworkError(TestbedError):
     """A command that changes the network failed; the message has its own words."""
 
 

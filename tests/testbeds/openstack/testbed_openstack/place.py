@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 SERVICES = ("keystone", "placement", "glance", "neutron", "nova", "metadata")
-# The range for benchmarks: those for documentation are where some sites really have their mirrors.
+# Of the range for benchmarks. Those for documentation are no safer: machines may have real things there.
 PUBLIC, SHARED = "198.18.0.0/24", "198.18.1.0/24"
 
 

@@ -8,7 +8,6 @@ ValueErrors with a text of the form `expected integer >= 1, got "three"`.
 from __future__ import annotations
 
 import json
-import math
 import re
 
 from ansible_collections.dodas.cluster.plugins.module_utils.tosca.deps import yaml
@@ -67,6 +66,7 @@ def check(schema, value, from_text=False, secret=False):
     constraints = _constraints(schema)
     try:
         typed = _typed(kind, _parse(kind, value) if from_text and isinstance(value, str) else value)
+        json.dumps(typed, allow_nan=False, default=str)  # what is recorded is JSON, which has no NaN and no infinity
         fits = all(
             _CONSTRAINTS[name][0](_comparable(kind, typed), _comparable(kind, limit))
             for name, limit in constraints
@@ -132,8 +132,6 @@ def _typed(kind, value):
     if kind not in _PYTHON_TYPES:
         return value
     if not isinstance(value, _PYTHON_TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
-        raise ValueError
-    if kind in ("float", "number") and not math.isfinite(value):
         raise ValueError
     return float(value) if kind == "float" else value
 

@@ -102,16 +102,14 @@ def _take(store, archive, path, diff_id, descriptor, limits, progress):
         progress("layer", digest=diff_id, done=0, total=reader.size, state="unpacking")
     with store.temporary() as folder:
         written = os.path.join(folder, "blob")
-        copy = _Copy(reader, written, compress=descriptor is None)
-        try:
+        with open(written, "wb") as target:
+            copy = _Copy(reader, target, compress=descriptor is None)
             if store.has_layer(diff_id):
                 actual = streams.digest(copy)
                 if actual != diff_id:
                     raise Error(f"{path} is not what the image says: {actual} instead of {diff_id}")
             else:
                 unpack.layer(store, copy, diff_id, limits)
-        finally:
-            copy.close()
         if descriptor and copy.digest != descriptor["digest"]:
             raise Error(f"{path} is not what the manifest says: {copy.digest} instead of {descriptor['digest']}")
         size = os.stat(written).st_size
@@ -128,11 +126,11 @@ class _Copy:
     compress: with gzip, unless it is compressed in some way
     """
 
-    def __init__(self, reader, path, compress):
+    def __init__(self, reader, target, compress):
         import hashlib
 
         self.reader = reader
-        self.target = open(path, "wb")  # noqa: SIM115 - closed by close()
+        self.target = target
         self.hash = hashlib.sha256()
         self.compress = compress
         self.worker = None
@@ -159,9 +157,6 @@ class _Copy:
     def _write(self, piece):
         self.target.write(piece)
         self.hash.update(piece)
-
-    def close(self):
-        self.target.close()
 
 
 # Save
@@ -378,11 +373,9 @@ def _take_root(store, source, limits):
         if streams.compression(first) in ("bzip2", "xz"):
             pieces = streams.decompressed(pieces)
         written = os.path.join(folder, "blob")
-        copy = _Copy(_Pieces(pieces), written, compress=True)
-        try:
+        with open(written, "wb") as target:
+            copy = _Copy(_Pieces(pieces), target, compress=True)
             diff_id = unpack.layer(store, copy, None, limits)
-        finally:
-            copy.close()
         size = os.stat(written).st_size
         if not store.has_blob(copy.digest):
             store.keep_blob(written, copy.digest)

@@ -305,7 +305,7 @@ class _Worker:
             os.close(self.source)
             self._work(job, number, done, target)
         os.close(target)
-        self.stream = open(self.source, "rb")  # noqa: SIM115 - closed by stop
+        self.stream = os.fdopen(self.source, "rb")
 
     @staticmethod
     def _work(job, number, done, target):
