@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -113,7 +114,9 @@ class Batch:
                 if not queue:
                     return
                 if time.monotonic() > deadline:
-                    raise DodasError(f"cluster {self.cluster}: {detail} after {timeout} s; it goes on: ./dodas queue")
+                    reason = self._waits_for() if "idle" in detail else ""
+                    detail += f" after {timeout} s{reason and f' ({reason})'}"
+                    raise DodasError(f"cluster {self.cluster}: {detail}; it goes on: ./dodas queue")
                 time.sleep(PAUSE)
 
     def results(self):
@@ -149,6 +152,14 @@ class Batch:
         lines = (line.split(maxsplit=1) for line in printed.splitlines() if line.strip())
         return [(int(words[0]), words[1].strip('"') if len(words) > 1 else "") for words in lines]
 
+    def _waits_for(self):
+        """What keeps its first idle job from a slot; "" if there is none any more."""
+        words = "-constraint 'JobStatus == 1' -limit 1 -json -attributes ProcId,NumShadowStarts"
+        found = json.loads(self._condor(f"condor_q {self.cluster} {words}").strip() or "[]")
+        if not found:
+            return ""
+        return why_idle(self._condor(f"condor_q -better-analyze {self.cluster}.{found[0]['ProcId']}"), found[0])
+
     def _condor(self, command):
         return self.deployment.execute(self.front, "htcondor", "sh", "-c", command, user=OWNER, folder=self.remote)
 
@@ -162,6 +173,29 @@ class Batch:
         script = f"mkdir -p {where} && tar -C {where} --no-same-owner -x"
         script += f" && chown -R {owner}: {where}" if owner else ""
         self.deployment.execute(host, app, "sh", "-c", script, data=buffer.getvalue(), timeout=600)
+
+
+def why_idle(analysis, job):
+    """In a few words, why a job waits.
+
+    `analysis` is what `condor_q -better-analyze` says of it, `job` its ad. Returns "" where neither tells.
+    """
+    total = re.search(r"Of (\d+) machines", analysis)
+    if not total:
+        return ""
+    if total.group(1) == "0":
+        return "the pool has no slots"
+    never = re.findall(r"^\[\d+\] +0 +(.+?) *$", analysis, re.M)
+    if never:
+        return f"no slot fulfils {' and '.join(never)}"
+    if job.get("NumShadowStarts"):
+        return f"its first idle job was started {job['NumShadowStarts']} times and came back; the job's log says why"
+    counts = {what: int(number) for number, what in re.findall(r"^ +(\d+) (.+?) *$", analysis, re.M)}
+    if counts.get("are able to run your job"):
+        return f"{counts['are able to run your job']} slots fit, but none took it: ./dodas logs htcondor"
+    if counts.get("reject your job because of their own requirements") == int(total.group(1)):
+        return "every slot's START expression refuses it"
+    return "every slot that fits is busy"
 
 
 def queue(deployment):

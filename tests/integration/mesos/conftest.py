@@ -152,11 +152,23 @@ class MesosCluster(Cluster):
     def start(self, host, *units):
         self.run(host, f"systemctl reset-failed {' '.join(units)}; systemctl start {' '.join(units)}")
 
+    def all_run(self, batch, workers):
+        """Each of so many workers runs a job of the batch; if not, the pool says why."""
+        try:
+            wait_for(lambda: len(set(self.running(batch))) == workers, 90, "each worker runs a job")
+        except AssertionError as exc:
+            schedd = "grep -v QmgmtPeer /var/lib/dodas/htcondor/log/SchedLog | tail -n 25"
+            startd = "tail -n 12 /var/lib/dodas/worker/log/StartLog"
+            said = [self.condor(f"condor_q -better-analyze {batch}")[-1500:], self.condor("condor_status -wide")]
+            said += [self.execute("htcondor", schedd)]
+            said += [self.execute("worker", startd, host=host) for host in set(self.tasks("/dodas/worker").values())]
+            raise AssertionError("\n".join([str(exc), *said])) from exc
+
     @contextlib.contextmanager
     def nothing_lost(self, folder, jobs=2, seconds=45):
         """Jobs that run meanwhile, one a worker; all of them end well, and none is started a second time."""
         batch = self.submit(folder / "sleep", jobs, seconds)
-        wait_for(lambda: len(self.running(batch)) == min(jobs, len(self.slots())), 90, "each worker runs a job")
+        self.all_run(batch, min(jobs, len(self.slots())))
         yield batch
         wait_for(lambda: self.finished(batch) == jobs, 300, f"{jobs} jobs ended well")
         assert self.condor(f"condor_history {batch} -af NumJobStarts").split() == ["1"] * jobs

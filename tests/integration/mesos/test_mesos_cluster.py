@@ -167,7 +167,7 @@ def test_six_workers_run_six_jobs(cms, tmp_path, eventually, measured):
     after = cms.tasks()
     assert before.items() <= after.items() and len(after) == len(before) + 4  # what ran is as it was
     batch = cms.submit(tmp_path / "sleep", jobs=6, seconds=20)
-    eventually(lambda: len(set(cms.running(batch))) == 6, 90, "each worker runs a job")
+    cms.all_run(batch, 6)
     eventually(lambda: cms.finished(batch) == 6, 90, "all jobs ended well")
 
 
