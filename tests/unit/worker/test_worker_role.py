@@ -135,7 +135,7 @@ def test_several_on_a_host(made):
     shown = made["several"]
     found = settings(shown)
     assert found["SHARED_PORT_PORT"] == "$ENV(PORT0)"
-    assert found["STARTD_NAME"] == found["MASTER_NAME"] == "localhost-$ENV(PORT0)"
+    assert found["STARTD_NAME"] == found["MASTER_NAME"] == "localhost-$ENV(PORT0)@$(NETWORK_HOSTNAME)"
     app = shown["_worker_app"]
     assert (app["instances"], app["taskKillGracePeriodSeconds"], app["portDefinitions"][0]["port"]) == (4, 610, 0)
     assert all(one["containerPath"] != "/var/lib/dodas/worker" for one in app["container"]["volumes"])
