@@ -114,9 +114,9 @@ class Batch:
                 if not queue:
                     return
                 if time.monotonic() > deadline:
-                    reason = self._waits_for() if "idle" in detail else ""
-                    detail += f" after {timeout} s{reason and f' ({reason})'}"
-                    raise DodasError(f"cluster {self.cluster}: {detail}; it goes on: ./dodas queue")
+                    reason = self._why_idle()
+                    found = f"{detail} after {timeout} s" + (f" ({reason})" if reason else "")
+                    raise DodasError(f"cluster {self.cluster}: {found}; it goes on: ./dodas queue")
                 time.sleep(PAUSE)
 
     def results(self):
@@ -152,13 +152,17 @@ class Batch:
         lines = (line.split(maxsplit=1) for line in printed.splitlines() if line.strip())
         return [(int(words[0]), words[1].strip('"') if len(words) > 1 else "") for words in lines]
 
-    def _waits_for(self):
-        """What keeps its first idle job from a slot; "" if there is none any more."""
+    def _why_idle(self):
+        """What keeps its first idle job from a slot; "" if there is none."""
         words = "-constraint 'JobStatus == 1' -limit 1 -json -attributes ProcId,NumShadowStarts"
-        found = json.loads(self._condor(f"condor_q {self.cluster} {words}").strip() or "[]")
-        if not found:
-            return ""
-        return why_idle(self._condor(f"condor_q -better-analyze {self.cluster}.{found[0]['ProcId']}"), found[0])
+        try:
+            found = json.loads(self._condor(f"condor_q {self.cluster} {words}") or "[]")
+            if not found:
+                return ""
+            analysis = self._condor(f"condor_q -better-analyze {self.cluster}.{found[0]['ProcId']}")
+        except DodasError as exc:  # the time-out is what the caller has to hear of
+            return f"HTCondor does not say why: {exc}"
+        return why_idle(analysis, found[0].get("NumShadowStarts", 0))
 
     def _condor(self, command):
         return self.deployment.execute(self.front, "htcondor", "sh", "-c", command, user=OWNER, folder=self.remote)
@@ -175,27 +179,30 @@ class Batch:
         self.deployment.execute(host, app, "sh", "-c", script, data=buffer.getvalue(), timeout=600)
 
 
-def why_idle(analysis, job):
-    """In a few words, why a job waits.
+def why_idle(analysis, starts):
+    """In a few words, why a job waits; "" if that cannot be told.
 
-    `analysis` is what `condor_q -better-analyze` says of it, `job` its ad. Returns "" where neither tells.
+    `analysis` is what `condor_q -better-analyze` says of it, `starts` how often a shadow was started for it.
     """
-    total = re.search(r"Of (\d+) machines", analysis)
-    if not total:
+    counts = {what: int(number) for number, what in re.findall(r"^ +(\d+) (.+?) *$", analysis, re.M)}
+    if "are able to run your job" not in counts:
         return ""
-    if total.group(1) == "0":
+    refused = counts["are rejected by your job's requirements"]
+    refuse = counts["reject your job because of their own requirements"]
+    busy = counts["match and are already running your jobs"] + counts["match but are serving other users"]
+    free = counts["are able to run your job"]
+    if not refused + refuse + busy + free:
         return "the pool has no slots"
     never = re.findall(r"^\[\d+\] +0 +(.+?) *$", analysis, re.M)
     if never:
         return f"no slot fulfils {' and '.join(never)}"
-    if job.get("NumShadowStarts"):
-        return f"its first idle job was started {job['NumShadowStarts']} times and came back; the job's log says why"
-    counts = {what: int(number) for number, what in re.findall(r"^ +(\d+) (.+?) *$", analysis, re.M)}
-    if counts.get("are able to run your job"):
-        return f"{counts['are able to run your job']} slots fit, but none took it: ./dodas logs htcondor"
-    if counts.get("reject your job because of their own requirements") == int(total.group(1)):
-        return "every slot's START expression refuses it"
-    return "every slot that fits is busy"
+    if starts:
+        return f"its first idle job was started before and came back, starts: {starts}; its log says why"
+    if free:
+        return f"slots that fit and are free: {free}; /var/lib/dodas/htcondor/log/SchedLog says why none took it"
+    if busy:
+        return "every slot that fits is busy"
+    return f"no slot fits: its requirements refuse {refused}, the START of their startd {refuse}"
 
 
 def queue(deployment):

@@ -48,6 +48,8 @@ def test_job_that_fits_nowhere_is_told_why(dodas, e2e, tmp_path):
     (tmp_path / "job.yaml").write_text("submit: large.sub\n", encoding="utf-8")
     text = "executable = /bin/true\ntransfer_executable = False\nrequest_memory = 900GB\nqueue\n"
     (tmp_path / "large.sub").write_text(text, encoding="utf-8")
-    done = dodas("submit", str(tmp_path), "--wait", "--timeout", "5", "--name", e2e.name, status=1)
-    assert "1 idle after 5 s (no slot fulfils TARGET.Memory >= RequestMemory)" in done.stderr
-    e2e.condor("condor_rm -all")
+    try:
+        done = dodas("submit", str(tmp_path), "--wait", "--timeout", "5", "--name", e2e.name, status=1)
+        assert "1 idle after 5 s (no slot fulfils TARGET.Memory >= RequestMemory)" in done.stderr
+    finally:
+        e2e.condor("condor_rm -all")

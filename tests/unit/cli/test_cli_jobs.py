@@ -23,21 +23,24 @@ NONE = dict.fromkeys(("refused", "refuse", "ours", "others", "free"), 0) | {"slo
 
 
 @pytest.mark.parametrize(
-    "counts, started, reason",
+    "counts, starts, reason",
     [
-        ({"slots": 0}, 0, "the pool has no slots"),
+        ({"slots": 0, "disk": 0, "memory": 0}, 0, "the pool has no slots"),
         ({"refused": 2, "memory": 0}, 0, "no slot fulfils TARGET.Memory >= RequestMemory"),
         ({"refused": 2, "memory": 0, "disk": 0}, 0,
          "no slot fulfils TARGET.Disk >= RequestDisk and TARGET.Memory >= RequestMemory"),
-        ({"refuse": 2}, 0, "every slot's START expression refuses it"),
+        ({"refused": 2, "memory": 1, "disk": 1}, 0,  # each condition holds on a slot, but not all of them on one
+         "no slot fits: its requirements refuse 2, the START of their startd 0"),
+        ({"refused": 1, "refuse": 1}, 0, "no slot fits: its requirements refuse 1, the START of their startd 1"),
         ({"ours": 1, "others": 1}, 0, "every slot that fits is busy"),
-        ({"free": 2}, 0, "2 slots fit, but none took it: ./dodas logs htcondor"),
-        ({"free": 2}, 7, "its first idle job was started 7 times and came back; the job's log says why"),
+        ({"free": 2}, 0,
+         "slots that fit and are free: 2; /var/lib/dodas/htcondor/log/SchedLog says why none took it"),
+        ({"free": 2}, 7, "its first idle job was started before and came back, starts: 7; its log says why"),
     ],
 )  # fmt: skip
-def test_why_a_job_waits(counts, started, reason):
-    assert jobs.why_idle(STEPS.format(**NONE | counts), {"ProcId": 0, "NumShadowStarts": started}) == reason
+def test_why_a_job_waits(counts, starts, reason):
+    assert jobs.why_idle(STEPS.format(**NONE | counts), starts) == reason
 
 
 def test_an_analysis_that_does_not_come():
-    assert jobs.why_idle("", {"ProcId": 0}) == ""
+    assert jobs.why_idle("-- Failed to fetch ads", 0) == ""

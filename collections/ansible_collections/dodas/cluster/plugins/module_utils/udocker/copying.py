@@ -271,34 +271,38 @@ class _Writer:
         self.folder(parts)
         with entry.open() as source:
             stream = _Pieces(decompressed(iter(lambda: source.read(1 << 17), b"")))
-            archive = tarfile.open(fileobj=stream, mode="r|")  # noqa: SIM115 - the stream is closed
-            for member in archive:
-                names = tuple(split(member.name))
-                if ".." in names:
-                    raise Error(f"{member.name[:200]}: leads outside of the folder that the archive is unpacked to")
-                if not names:
-                    continue
-                info = tarfile.TarInfo()
-                info.type, info.mode, info.mtime = member.type, member.mode, member.mtime
-                info.uid, info.gid = self.ids if self.job.user else (member.uid, member.gid)
-                info.linkname, info.devmajor, info.devminor = member.linkname, member.devmajor, member.devminor
-                if member.isdir():
-                    self.folder(parts + names[:-1])
-                    self.folders.add(parts + names)
-                    info.name = "/".join(self._place(parts + names))
-                    self.archive.addfile(info)
-                    continue
-                place = self.folder(parts + names[:-1]) + names[-1:]
-                self._free(place)
-                info.name = "/".join(place)
-                if member.islnk():
-                    linked = tuple(split(member.linkname))
-                    info.linkname = "/".join(self._place(parts + linked[:-1]) + linked[-1:])
-                if member.isreg():
-                    info.type, info.size = tarfile.REGTYPE, member.size
-                    self.archive.addfile(info, archive.extractfile(member))
-                else:
-                    self.archive.addfile(info)
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    self._add(parts, archive, member)
+
+    def _add(self, parts, archive, member):
+        """Put a member of a tar below folder `parts`."""
+        names = tuple(split(member.name))
+        if ".." in names:
+            raise Error(f"{member.name[:200]}: leads outside of the folder that the archive is unpacked to")
+        if not names:
+            return
+        info = tarfile.TarInfo()
+        info.type, info.mode, info.mtime = member.type, member.mode, member.mtime
+        info.uid, info.gid = self.ids if self.job.user else (member.uid, member.gid)
+        info.linkname, info.devmajor, info.devminor = member.linkname, member.devmajor, member.devminor
+        if member.isdir():
+            self.folder(parts + names[:-1])
+            self.folders.add(parts + names)
+            info.name = "/".join(self._place(parts + names))
+            self.archive.addfile(info)
+            return
+        place = self.folder(parts + names[:-1]) + names[-1:]
+        self._free(place)
+        info.name = "/".join(place)
+        if member.islnk():
+            linked = tuple(split(member.linkname))
+            info.linkname = "/".join(self._place(parts + linked[:-1]) + linked[-1:])
+        if member.isreg():
+            info.type, info.size = tarfile.REGTYPE, member.size
+            self.archive.addfile(info, archive.extractfile(member))
+        else:
+            self.archive.addfile(info)
 
 
 class _Pieces:
